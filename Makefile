@@ -1,0 +1,43 @@
+# Tasks of the project. `make help` lists them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: help demo test lint proto clean packages-driver packages-test
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+demo: packages-driver $(VENV)/installed  ## walk one volume through its whole life on this machine (as root)
+	@$(BIN)/snode demo
+
+test: packages-test $(VENV)/installed-dev  ## everything that must hold: lint, types, unit, rpc, csi-sanity (as root)
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/installed-dev  ## only style, types and imports
+	$(BIN)/python -m pytest tests/test_style.py
+
+proto: $(VENV)/installed-dev  ## make csi/pb anew from proto/csi.proto
+	$(BIN)/python -m grpc_tools.protoc -Icsi/pb=proto --python_out=. --pyi_out=. --grpc_python_out=. csi/pb/csi.proto
+
+packages-driver:
+	@deploy/debian/install-packages driver
+
+packages-test:
+	@deploy/debian/install-packages test
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; set PYTHON=python3.x" >&2; exit 1; }
+	@echo "making a virtual environment in $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: pyproject.toml | $(VENV)/bin/python packages-driver
+	@echo "installing the driver into $(VENV)"
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -e . && touch $@
+
+$(VENV)/installed-dev: pyproject.toml | $(VENV)/bin/python packages-test
+	@echo "installing the driver and its test tools into $(VENV)"
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev]' && touch $(VENV)/installed $@
+
+clean:  ## remove what these tasks made
+	rm -rf $(VENV) .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

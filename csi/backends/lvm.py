@@ -1,0 +1,336 @@
+"""Volumes as logical volumes of one volume group, thick or thin. The group itself is the database.
+
+Creation is one lvcreate, with all metadata in tags. What a killed command leaves is judged by reading back. A creation
+is noted in the state folder until it is complete: LVM commits a volume before it removes old signatures from it, and a
+foreign filesystem there must neither be mounted as this volume nor keep it from ever being formatted.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from csi.backends import lvm_tags, lvm_trash
+from csi.backends.device_nodes import DeviceNodes, Node
+from csi.backends.figures import figure
+from csi.backends.lvm_cli import Lvm
+from csi.backends.lvm_group import Group
+from csi.backends.lvm_marks import Marks
+from csi.backends.lvm_report import Lv, Report
+from csi.backends.lvm_space import Space
+from csi.backends.signature import look
+from csi.backends.wipe import zero_ends
+from csi.deadline import Deadline, wait_until
+from csi.errors import Conflict, DataLoss, DriverError, InUse, NoSpace, NotFound, Timeout
+from csi.log import get_logger
+from csi.model import VOLUME_ID, Capacity, Volume
+from csi.records import RecordStore
+from csi.run import Boundary, Runner, no_boundary
+
+#: Ages in seconds up to which a cached report will do.
+_AGE_FOR_CHECKS = 10.0
+_AGE_FOR_CAPACITY = 2.0
+_AGE_IN_BACKGROUND = 30.0
+#: Least share of the metadata area that must be free for a new volume: a full one can't even be given a tag.
+_MDA_FREE = 0.10
+_CLOSE_SECONDS = 5.0
+
+
+class LvmBackend:
+    """A pool in a volume group. Several pools may share a group: each volume carries its pool's name in a tag."""
+
+    def __init__(
+        self,
+        pool: str,
+        *,
+        vg: str,
+        space: Space,
+        state: Path,
+        runner: Runner,
+        devices: Sequence[Path] = (),
+        boundary: Boundary = no_boundary,
+        nodes: DeviceNodes | None = None,
+        wipe_seconds: float = 1.0,
+    ) -> None:
+        """vg: the group. state: the pool's own folder in the state directory. devices: its disks; empty = found.
+
+        wipe_seconds: about how long one `tend` may zero deleted data. Starts no process.
+        """
+        self._pool = pool
+        self._space = space
+        lvm = Lvm(vg, runner=runner, state=RecordStore(state, boundary=boundary), devices=devices)
+        self._nodes = nodes or DeviceNodes()
+        self._group = Group(lvm, self._nodes, pool=pool)
+        self._marks = Marks(self._group, state=state, mine=self._is_mine, boundary=boundary)
+        notes = RecordStore(state / "wipes", boundary=boundary)
+        self._trash = lvm_trash.Trash(self._group, mine=self._is_mine, notes=notes, seconds=wipe_seconds)
+        self._boundary = boundary
+        self._log = get_logger("lvm")
+
+    @property
+    def pool(self) -> str:
+        """See Backend.pool."""
+        return self._pool
+
+    def round_size(self, size_bytes: int) -> int:
+        """See Backend.round_size. Reads the group if nothing is cached; raises Unavailable if that fails."""
+        report = self._cached_or_read(Deadline.after(60))
+        unit = self._space.unit_bytes(report)
+        return max(1, -(-size_bytes // unit)) * unit
+
+    # -- create, delete, grow ------------------------------------------------------------------------------------
+
+    def create(
+        self, volume_id: str, *, name: str, size_bytes: int, parameters: Mapping[str, str], deadline: Deadline
+    ) -> Volume:
+        """See Backend.create. One command, if the cached report is fresh. Raises Invalid for parameters too long."""
+        if not VOLUME_ID.fullmatch(volume_id):
+            raise ValueError(f"not a volume id: {volume_id!r}")
+        tags = lvm_tags.encode(pool=self._pool, name=name, parameters=parameters)
+        with self._group.lock.hold(deadline):
+            report = self._group.report(deadline, max_age=_AGE_FOR_CHECKS)
+            if volume_id in report.lvs:
+                return self._get(report, volume_id)
+            report = self._checked(report, volume_id, size_bytes, deadline)
+            self._marks.begin(volume_id)
+            report = self._make(report, volume_id, tags, size_bytes, deadline)
+            node = self._group.device(report, report.lvs[volume_id], deadline)
+        self._finish(volume_id, node)
+        return self._get(report, volume_id)
+
+    def _make(self, report: Report, volume_id: str, tags: Sequence[str], size_bytes: int, deadline: Deadline) -> Report:
+        try:
+            return self._group.create(
+                volume_id,
+                tags=tags,
+                shape=self._space.shape(report, size_bytes),
+                size_bytes=size_bytes,
+                made=self._space.made,
+                deadline=deadline,
+            )
+        except NoSpace:
+            after = self._group.cached()
+            if after is not None:
+                self._space.check(after, None, size_bytes)  # says it in bytes, if it sees it too
+            raise
+
+    def delete(self, volume: Volume, deadline: Deadline) -> None:
+        """See Backend.delete. Raises InUse while something on this machine has the device open."""
+        name = volume.volume_id
+        with self._group.lock.hold(deadline):
+            report = self._group.reread(deadline)
+            lv = report.lvs.get(name)
+            if lv is not None and self._is_mine(lv):
+                self._await_closed(name, deadline)
+                if self._space.wipes:
+                    self._group.rename(lv, lvm_trash.new_name(), deadline)
+                else:
+                    self._group.remove(lv, deadline)
+            self._marks.forget(name)
+
+    def _await_closed(self, name: str, deadline: Deadline) -> None:
+        """udev looks into a device for a moment after each close by a writer, so an open one gets a few seconds."""
+
+        def closed() -> bool:
+            report = self._group.report(deadline, max_age=0.2)
+            return name not in report.lvs or not report.lvs[name].is_open
+
+        try:
+            wait_until(closed, deadline.within(_CLOSE_SECONDS), what=f"the end of all use of {name}", first=0.25)
+        except Timeout as error:
+            raise InUse(
+                f"volume {name}: {self._nodes.path(self._group.vg, name)} is still open on this machine (an export, a "
+                "mount, a copy); see `lsof` and `dmsetup info`, then repeat"
+            ) from error
+
+    def grow(self, volume: Volume, *, size_bytes: int, deadline: Deadline) -> Volume:
+        """See Backend.grow."""
+        name = volume.volume_id
+        group = self._group
+        with group.lock.hold(deadline):
+            report = group.report(deadline, max_age=_AGE_FOR_CHECKS)
+            self._get(report, name)
+            if report.lvs[name].size_bytes < size_bytes:
+                report = self._checked(report, name, size_bytes, deadline)
+            if report.lvs[name].size_bytes < size_bytes:  # read anew, perhaps
+                lv = report.lvs[name]
+                report = group.extend(lv, size_bytes=size_bytes, extent_bytes=report.extent_bytes, deadline=deadline)
+            group.device(report, report.lvs[name], deadline)
+        return self._get(report, name)
+
+    # -- find, open ----------------------------------------------------------------------------------------------
+
+    def find(self, volume_id: str, deadline: Deadline) -> Volume | None:
+        """See Backend.find. A known volume costs no process; an unknown one costs one if the report is old."""
+        report = self._group.cached()
+        if report is None or volume_id not in report.lvs:
+            with self._group.lock.hold(deadline):
+                report = self._group.report(deadline, max_age=_AGE_FOR_CHECKS)
+        lv = report.lvs.get(volume_id)
+        return self._volume(report, lv) if lv is not None else None
+
+    def list_volumes(self, deadline: Deadline) -> list[Volume]:
+        """See Backend.list_volumes."""
+        with self._group.lock.hold(deadline):
+            report = self._group.reread(deadline)
+        found = []
+        for lv in report.lvs.values():
+            try:
+                volume = self._volume(report, lv)
+            except DataLoss as error:
+                self._log.warning("volume left out", lv=lv.name, error=str(error))
+                continue
+            if volume is not None:
+                found.append(volume)
+        return found
+
+    def open_for_export(self, volume: Volume, deadline: Deadline) -> Volume:
+        """See Backend.open_for_export. Starts no process if the device is active and cached."""
+        name = volume.volume_id
+        report = self._group.cached()
+        lv = report.lvs.get(name) if report is not None else None
+        node = self._group.seen(report, lv) if report is not None and lv is not None else None
+        if report is None or node is None:
+            with self._group.lock.hold(deadline):
+                report = self._group.reread(deadline)
+                self._get(report, name)
+                node = self._group.device(report, report.lvs[name], deadline)
+        if self._marks.is_incomplete(name):
+            self._finish(name, node)
+        opened = self._get(report, name)
+        return replace(opened, blank=opened.blank and look(node.path) == "")
+
+    def mark_used(self, volume: Volume) -> None:
+        """See Backend.mark_used. The tag follows in the background."""
+        report = self._group.cached()
+        lv = report.lvs.get(volume.volume_id) if report is not None else None
+        self._marks.use(volume.volume_id, uuid=lv.uuid if lv is not None else "")
+
+    def _finish(self, volume_id: str, node: Node) -> None:
+        """Complete a creation. What is found on a volume that nobody was ever given is not its data, and goes."""
+        found = look(node.path)
+        if found:
+            self._log.warning("old signature on a new volume, zeroing its ends", volume_id=volume_id, found=found)
+            zero_ends(node.path, size_bytes=node.size_bytes)
+            found = look(node.path)
+            if found:
+                raise DataLoss(f"volume {volume_id}: {found} is still seen on the new volume; delete it and repeat")
+        self._marks.complete(volume_id)
+
+    # -- pool ----------------------------------------------------------------------------------------------------
+
+    def capacity(self, deadline: Deadline) -> Capacity:
+        """See Backend.capacity."""
+        with self._group.lock.hold(deadline):
+            report = self._active(self._group.report(deadline, max_age=_AGE_FOR_CAPACITY), deadline)
+        available = 0 if _mda_low(report) else self._space.available(report)
+        return Capacity(available, available, self._space.unit_bytes(report))
+
+    def problems(self, deadline: Deadline) -> list[str]:
+        """See Backend.problems."""
+        try:
+            with self._group.lock.hold(deadline):
+                report = self._group.report(deadline, max_age=_AGE_FOR_CHECKS)
+        except DriverError as error:
+            return [f"pool {self._pool}: {error}"]
+        found = self._space.problems(report)
+        if report.missing_pvs:
+            found.append(
+                f"volume group {report.vg}: {report.missing_pvs} of its disks are missing, so nothing can be created; "
+                f"bring them back, or give them up with `vgreduce --removemissing {report.vg}`"
+            )
+        low = _mda_low(report)
+        return [f"pool {self._pool}: {text}" for text in [*found, *([low] if low else [])]]
+
+    def tend(self, deadline: Deadline) -> None:
+        """See Backend.tend."""
+        try:
+            with self._group.lock.hold(deadline.within(1.0)):
+                report = self._group.report(deadline, max_age=_AGE_IN_BACKGROUND)
+                self._marks.tend(report, deadline)
+        except Timeout:
+            return  # requests come first
+        report = self._group.cached() or report
+        self._trash.step(report, deadline)
+
+    # -- parts ---------------------------------------------------------------------------------------------------
+
+    def _cached_or_read(self, deadline: Deadline) -> Report:
+        report = self._group.cached()
+        if report is None:
+            with self._group.lock.hold(deadline):
+                report = self._group.report(deadline, max_age=_AGE_FOR_CHECKS)
+        return report
+
+    def _checked(self, report: Report, volume_id: str, size_bytes: int, deadline: Deadline) -> Report:
+        """A report by which the new volume, or the growth, is possible. An old report does not refuse anything."""
+        try:
+            self._check(report, volume_id, size_bytes)
+        except DriverError:
+            report = self._active(self._group.reread(deadline), deadline)
+            self._check(report, volume_id, size_bytes)
+        return report
+
+    def _check(self, report: Report, volume_id: str, size_bytes: int) -> None:
+        low = _mda_low(report)
+        if low:
+            raise NoSpace(low)
+        self._space.check(report, report.lvs.get(volume_id), size_bytes)
+
+    def _active(self, report: Report, deadline: Deadline) -> Report:
+        """The report with all numbers known: after a boot a thin pool may not be active."""
+        name = self._space.inactive(report)
+        if not name:
+            return report
+        return self._group.activate(name, deadline)
+
+    def _label(self, lv: Lv) -> lvm_tags.Label | None:
+        label = lvm_tags.decode(lv.tags)
+        return label if label is not None and label.pool == self._pool and self._space.owns(lv) else None
+
+    def _is_mine(self, lv: Lv) -> bool:
+        return self._label(lv) is not None
+
+    def _volume(self, report: Report, lv: Lv) -> Volume | None:
+        """The volume, or None when the logical volume is not one of this pool's (foreign, another pool's, deleted)."""
+        label = self._label(lv)
+        if label is None or not VOLUME_ID.fullmatch(lv.name):
+            return None
+        if label.format > lvm_tags.FORMAT:
+            raise DataLoss(
+                f"volume {lv.name}: its tags are of format {label.format}, this release reads up to {lvm_tags.FORMAT}; "
+                "upgrade"
+            )
+        return Volume(
+            volume_id=lv.name,
+            name=label.name,
+            pool=self._pool,
+            size_bytes=lv.size_bytes,
+            device=self._nodes.path(report.vg, lv.name),
+            blank=label.blank and not self._marks.is_used(lv),
+            parameters=label.parameters,
+            health=label.damage or self._space.health(report, lv),
+        )
+
+    def _get(self, report: Report, volume_id: str) -> Volume:
+        """The volume. Raises NotFound, or Conflict when something foreign has its name."""
+        lv = report.lvs.get(volume_id)
+        if lv is None:
+            raise NotFound(f"volume {volume_id}: does not exist in volume group {report.vg}")
+        volume = self._volume(report, lv)
+        if volume is None:
+            raise Conflict(
+                f"volume {volume_id}: the logical volume of this name in {report.vg} is not of pool {self._pool}; see "
+                f"its tags (`lvs -o +tags {report.vg}/{volume_id}`) and rename it (lvrename)"
+            )
+        return volume
+
+
+def _mda_low(report: Report) -> str:
+    """Why the group's metadata area takes no new volume, or ""."""
+    if report.mda_free_bytes >= report.mda_size_bytes * _MDA_FREE:
+        return ""
+    return (
+        f"volume group {report.vg}: {figure(report.mda_free_bytes)} of its metadata area of "
+        f"{figure(report.mda_size_bytes)} are free, new volumes need {_MDA_FREE:.0%}; delete volumes, or make the next "
+        "group with `vgcreate --metadatasize=64m` (the area can't be enlarged)"
+    )

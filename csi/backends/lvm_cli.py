@@ -1,0 +1,229 @@
+"""The LVM commands that the driver uses, on one volume group. No decision is made here.
+
+Every command sees the group's own disks and nothing else: a guest may put a volume group into its volume, and LVM would
+find it there. Success and failure are for the caller to read back: LVM has one exit code for everything that goes
+wrong, and may be killed at any moment.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from csi.backends.lvm_report import SECTIONS, Report, parse, parse_rows
+from csi.deadline import Deadline
+from csi.errors import CommandFailed, DriverError, InUse, Invalid, NoSpace, Unavailable
+from csi.log import get_logger
+from csi.records import RecordStore
+from csi.run import Result, Runner, failed
+
+_VG_NAME = re.compile(r"[A-Za-z0-9_.+][A-Za-z0-9_.+-]{0,39}")
+_LV_NAME = re.compile(r"[A-Za-z0-9_.+][A-Za-z0-9_.+-]{0,63}")
+_DEVICE = re.compile(r"/dev/[A-Za-z0-9/_.:+@=,-]+")
+
+_JSON = ("--reportformat=json", "--units=b", "--nosuffix")
+# What we find our disks with: the machine's own filter and devices file hold, volumes are not searched.
+_SEARCH = 'devices{scan_lvs=0 hints="none"} backup{backup=0 archive=0}'
+
+#: LVM's words (LC_ALL=C) for "does not fit", in lvcreate and lvextend.
+_NO_SPACE = re.compile(
+    r"[Ii]nsufficient (free space|suitable|number of devices)|Not enough (PVs|space)|must not exceed number of physical"
+    r"|exceeds maximum metadata size|too large for circular buffer"
+)
+_IN_USE = re.compile(r"in use\.")
+_READ_SECONDS = 60.0
+_CHANGE_SECONDS = 300.0
+#: The record of the group's identity in the pool's state folder.
+_IDENTITY = "vg"
+
+
+class Lvm:
+    """One volume group. Callers serialise the calls."""
+
+    def __init__(
+        self,
+        vg: str,
+        *,
+        runner: Runner,
+        state: RecordStore,
+        devices: Sequence[Path] = (),
+        udev: Path = Path("/run/udev/control"),
+    ) -> None:
+        """devices: the group's disks; empty = found by a search at the first use and again when one is missing.
+
+        state keeps the group's uuid, so that another group of that name is never taken for it.
+        udev: where it does not exist (a container), LVM makes the device nodes itself instead of waiting for udev.
+        Raises Invalid for a name or path that LVM would misread.
+        """
+        if not _VG_NAME.fullmatch(vg):
+            raise Invalid(f"vg {vg!r}: not a name of a volume group (letters, digits and _.+-, at most 40)")
+        for device in devices:
+            if not _DEVICE.fullmatch(str(device)):
+                raise Invalid(f"devices: {str(device)!r} is not a path below /dev that can stand in LVM's filter")
+        self.vg = vg
+        self._runner = runner
+        self._state = state
+        self._given = tuple(str(device) for device in devices)
+        self._devices = self._given
+        self._udev = udev
+        self._log = get_logger("lvm")
+
+    # -- look ----------------------------------------------------------------------------------------------------
+
+    def report(self, deadline: Deadline) -> Report:
+        """The group now. Raises Unavailable when it is not there, or is not the one that this pool was made on."""
+        if not self._devices:
+            self._devices = self._search(deadline)
+        try:
+            report = self._full_report(deadline)
+            looked_good = report.missing_pvs == 0
+        except Unavailable:
+            if self._given:
+                raise
+            looked_good = False
+        if not looked_good and not self._given:
+            # A disk came, went or changed its name since the search.
+            self._devices = self._search(deadline)
+            report = self._full_report(deadline)
+        self._check_identity(report)
+        return report
+
+    def _full_report(self, deadline: Deadline) -> Report:
+        argv = ["lvm", "fullreport", self._config(), *_JSON]
+        for section, options in SECTIONS.items():
+            argv += [f"--configreport={section}", f"--options={options}"]
+        result = self._runner.run(
+            [*argv, "--", self.vg], deadline=deadline, read_only=True, ok=None, timeout=_READ_SECONDS
+        )
+        if result.returncode != 0:
+            raise Unavailable(
+                f"volume group {self.vg}: LVM can't report it: {_words(result)}; see `vgs {self.vg}` and the disks "
+                f"{', '.join(self._devices)}"
+            )
+        return parse(result.stdout)
+
+    def _search(self, deadline: Deadline) -> tuple[str, ...]:
+        """The disks of the group, by name; by its uuid when several groups have that name."""
+        argv = ["pvs", f"--config={_SEARCH}", *_JSON, "--options=pv_name,vg_name,vg_uuid"]
+        result = self._runner.run(argv, deadline=deadline, read_only=True, ok=None, timeout=_READ_SECONDS)
+        rows = [row for row in parse_rows(result.stdout or '{"report":[]}', "pv") if row["vg_name"] == self.vg]
+        if not rows:
+            said = f" (LVM says: {_words(result)})" if result.returncode else ""
+            raise Unavailable(
+                f"volume group {self.vg}: not found on this machine{said}; make it with `vgcreate --metadatasize=64m "
+                f"{self.vg} DISK…`, or correct `vg` in the configuration"
+            )
+        uuids = {row["vg_uuid"].replace("-", "") for row in rows}
+        if len(uuids) > 1:
+            known = self._known_uuid()
+            if known not in uuids:
+                raise Unavailable(
+                    f"volume group {self.vg}: {len(uuids)} groups have this name ({', '.join(sorted(uuids))}); rename "
+                    f"one with `vgrename UUID NEWNAME`, or name the disks in `devices`"
+                )
+            uuids = {known}
+        names = [str(row["pv_name"]) for row in rows if row["vg_uuid"].replace("-", "") in uuids]
+        usable = [name for name in names if _DEVICE.fullmatch(name)]
+        if not usable:
+            raise Unavailable(f"volume group {self.vg}: none of its disks is there ({', '.join(names)})")
+        return tuple(sorted(usable))
+
+    def _known_uuid(self) -> str:
+        fields = self._state.read(_IDENTITY)
+        return str(fields["uuid"]) if fields else ""
+
+    def _check_identity(self, report: Report) -> None:
+        known = self._known_uuid()
+        if not known:
+            self._state.write(_IDENTITY, {"vg": self.vg, "uuid": report.vg_uuid})
+        elif known != report.vg_uuid:
+            raise Unavailable(
+                f"volume group {self.vg}: has the uuid {report.vg_uuid}, but this pool was made on {known}; bring the "
+                f"right disks back, or if the group was made anew, remove {_IDENTITY}.json from the pool's folder in "
+                "the state directory"
+            )
+
+    # -- change --------------------------------------------------------------------------------------------------
+
+    def create(self, name: str, *, tags: Sequence[str], shape: Sequence[str], deadline: Deadline) -> None:
+        """Create and activate a logical volume of this shape (--type, size …), with all its tags."""
+        _check_name(name)
+        argv = [
+            "lvcreate", self._config(), "--yes",
+            # Only the driver activates its volumes, after a boot too. (--setautoactivation is refused for RAID and
+            # thin volumes by LVM 2.03.16.)
+            "--setactivationskip=y", "--ignoreactivationskip",
+            *shape, *(f"--addtag={tag}" for tag in tags), f"--name={name}", "--", self.vg,
+        ]  # fmt: skip
+        self._change(argv, deadline)
+
+    def extend(self, name: str, *, extents: int, deadline: Deadline) -> None:
+        """Enlarge a logical volume to so many extents."""
+        self._change(["lvextend", self._config(), "--yes", f"--extents={extents}", "--", self._path(name)], deadline)
+
+    def rename(self, name: str, new_name: str, deadline: Deadline) -> None:
+        """Rename a logical volume; an open one too."""
+        _check_name(name)
+        _check_name(new_name)
+        self._change(["lvrename", self._config(), "--", self.vg, name, new_name], deadline)
+
+    def remove(self, name: str, deadline: Deadline) -> None:
+        """Remove a logical volume. Raises InUse when something has it open."""
+        self._change(["lvremove", self._config(), "--yes", "--", self._path(name)], deadline)
+
+    def activate(self, name: str, deadline: Deadline) -> None:
+        """Activate a logical volume."""
+        argv = ["lvchange", self._config(), "--activate=y", "--ignoreactivationskip", "--", self._path(name)]
+        self._change(argv, deadline)
+
+    def refresh(self, name: str, deadline: Deadline) -> None:
+        """Load the kernel's table of an active volume anew: a killed command left it suspended, or of an old size."""
+        self._change(["lvchange", self._config(), "--refresh", "--", self._path(name)], deadline)
+
+    def remove_tag(self, name: str, tag: str, deadline: Deadline) -> None:
+        """Remove a tag of a logical volume; absent is fine."""
+        self._change(["lvchange", self._config(), f"--deltag={tag}", "--", self._path(name)], deadline)
+
+    def _change(self, argv: Sequence[str], deadline: Deadline) -> None:
+        result = self._runner.run(argv, deadline=deadline, ok=None, timeout=_CHANGE_SECONDS)
+        if result.returncode != 0:
+            raise _error(result, self.vg)
+
+    def _path(self, name: str) -> str:
+        _check_name(name)
+        return f"{self.vg}/{name}"
+
+    def _config(self) -> str:
+        accept = ",".join(f'"a|^{_escape(device)}$|"' for device in self._devices)
+        text = (
+            f'devices{{filter=[{accept},"r|.*|"] use_devicesfile=0 scan_lvs=0 hints="none"}} '
+            "global{wait_for_locks=1} backup{backup=0 archive=0}"
+        )
+        if not self._udev.exists():
+            text += " activation{udev_sync=0 udev_rules=0}"
+        return f"--config={text}"
+
+
+def _error(result: Result, vg: str) -> DriverError:
+    words = _words(result)
+    program = Path(result.argv[0]).name
+    if _NO_SPACE.search(words):
+        return NoSpace(f"volume group {vg}: {program}: {words}; free space or add a disk (vgextend)")
+    if _IN_USE.search(words):
+        return InUse(f"volume group {vg}: {program}: {words}")
+    return CommandFailed(str(failed(result)))
+
+
+def _words(result: Result) -> str:
+    """What LVM said of the failure, without its warnings."""
+    lines = [line.strip() for line in result.stderr.splitlines()]
+    said = [line for line in lines if line and not line.startswith("WARNING")] or [line for line in lines if line]
+    return " ".join(said)[-800:] or "no reason given"
+
+
+def _check_name(name: str) -> None:
+    if not _LV_NAME.fullmatch(name):
+        raise ValueError(f"not a name of a logical volume: {name!r}")
+
+
+def _escape(device: str) -> str:
+    return device.replace(".", "[.]").replace("+", "[+]")

@@ -1,0 +1,82 @@
+"""What the state folder knows of logical volumes beyond their tags: creations under way, and volumes that hold data.
+
+Both are records beside the group, because a tag costs a command: these cost an fsync.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from csi.backends import lvm_tags
+from csi.backends.backoff import Backoff
+from csi.backends.lvm_group import Group
+from csi.backends.lvm_report import Lv, Report
+from csi.deadline import Deadline
+from csi.errors import DriverError
+from csi.log import get_logger
+from csi.records import RecordStore
+from csi.run import Boundary
+
+
+class Marks:
+    """The records of one pool, by volume id."""
+
+    def __init__(self, group: Group, *, state: Path, mine: Callable[[Lv], bool], boundary: Boundary) -> None:
+        """state: the pool's folder in the state directory."""
+        self._group = group
+        self._mine = mine
+        self._creating = RecordStore(state / "creating", boundary=boundary)
+        self._used = RecordStore(state / "used", boundary=boundary)
+        self._backoff = Backoff()
+        self._log = get_logger("lvm")
+
+    def begin(self, volume_id: str) -> None:
+        """A creation begins; what an earlier volume of this id left is void."""
+        if self._used.read(volume_id) is not None:
+            self._used.remove(volume_id)
+        self._creating.write(volume_id, {})
+
+    def is_incomplete(self, volume_id: str) -> bool:
+        """True if a creation began and never ended: the volume was not given to anybody yet."""
+        return self._creating.read(volume_id) is not None
+
+    def complete(self, volume_id: str) -> None:
+        """The creation is over."""
+        self._creating.remove(volume_id)
+
+    def use(self, volume_id: str, *, uuid: str) -> None:
+        """The volume holds data."""
+        self._used.write(volume_id, {"uuid": uuid})
+
+    def is_used(self, lv: Lv) -> bool:
+        """Whether this very volume was marked, not an earlier one of its id."""
+        fields = self._used.read(lv.name)
+        return fields is not None and (not lv.uuid or fields.get("uuid") in ("", lv.uuid))
+
+    def forget(self, volume_id: str) -> None:
+        """The volume is deleted."""
+        for store in (self._creating, self._used):
+            if store.read(volume_id) is not None:
+                store.remove(volume_id)
+
+    def tend(self, report: Report, deadline: Deadline) -> None:
+        """Write marks into the tags, a volume a call; drop records of volumes that are gone. The pool is locked."""
+        for volume_id in self._creating.names():
+            if volume_id not in report.lvs:
+                self._creating.remove(volume_id)
+        for volume_id in self._used.names():
+            lv = report.lvs.get(volume_id)
+            if lv is None or not self._mine(lv) or not self.is_used(lv) or lvm_tags.BLANK not in lv.tags:
+                self._used.remove(volume_id)
+            elif self._backoff.due(volume_id):
+                self._write_tag(lv, deadline)
+                return
+
+    def _write_tag(self, lv: Lv, deadline: Deadline) -> None:
+        try:
+            self._group.remove_tag(lv, lvm_tags.BLANK, deadline)
+            self._used.remove(lv.name)
+            self._backoff.done(lv.name)
+        except DriverError as error:
+            # Nothing is lost: the record says the same as the tag would.
+            self._backoff.failed(lv.name)
+            self._log.warning("can't write the mark of a used volume into its tags", lv=lv.name, error=str(error))

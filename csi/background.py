@@ -1,0 +1,107 @@
+"""Work beside the requests: jobs that repeat for the life of the process, and the cached answer to "are you ready?"."""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from csi.deadline import Deadline
+from csi.errors import DriverError
+from csi.log import get_logger
+
+#: One round of a job: does a little and comes back; called again and again.
+Job = Callable[[Deadline], None]
+
+
+class Background:
+    """Threads that repeat jobs until `stop`. An error is logged and the job goes on at its next turn."""
+
+    def __init__(self) -> None:
+        self._stop = threading.Event()
+        self._threads: list[threading.Thread] = []
+        self._log = get_logger("background")
+
+    def every(self, seconds: float, name: str, job: Job, *, longest_seconds: float = 60.0) -> None:
+        """Start a thread that does `job` at once and then `seconds` after each end of it."""
+        # Daemon: a round that hangs in the kernel must not keep the process from ending.
+        thread = threading.Thread(
+            target=self._repeat, args=(seconds, name, job, longest_seconds), name=name, daemon=True
+        )
+        self._threads.append(thread)
+        thread.start()
+
+    def stop(self, *, wait_seconds: float = 2.0) -> None:
+        """Ask all jobs to end, and give them a moment."""
+        self._stop.set()
+        end = time.monotonic() + wait_seconds
+        for thread in self._threads:
+            thread.join(max(0.0, end - time.monotonic()))
+
+    def _repeat(self, seconds: float, name: str, job: Job, longest_seconds: float) -> None:
+        said = ""
+        while not self._stop.is_set():
+            error = self._round(job, longest_seconds)
+            failure = "" if error is None else f"{type(error).__name__}: {error}"
+            # Once for each new failure, not every round: a tgtd that is down for a day must not fill the disk.
+            if error is not None and failure != said:
+                defect = not isinstance(error, DriverError)
+                self._log.error("job failed, goes on", job=name, error=failure, exc_info=error if defect else None)
+            elif said and error is None:
+                self._log.info("job works again", job=name)
+            said = failure
+            self._stop.wait(seconds)
+
+    def _round(self, job: Job, longest_seconds: float) -> Exception | None:
+        """One round; returns the exception that ended it. Any: a defect must not end the job for good."""
+        try:
+            job(Deadline.after(longest_seconds, stop=self._stop))
+        except Exception as error:  # noqa: BLE001 - see above
+            return None if self._stop.is_set() else error
+        return None
+
+
+class Readiness:
+    """What keeps the process from serving, looked at in the background so that Probe never waits for a check.
+
+    A look that does not end is itself a problem, told once the last result is `stale_seconds` old.
+    """
+
+    def __init__(
+        self,
+        checks: Sequence[Callable[[Deadline], list[str]]],
+        *,
+        fresh_seconds: float = 10.0,
+        stale_seconds: float = 30.0,
+    ) -> None:
+        """fresh_seconds: how long a good result is good enough; a bad one is looked at again at every turn."""
+        self._checks = tuple(checks)
+        self._fresh_seconds = fresh_seconds
+        self._stale_seconds = stale_seconds
+        self._problems: list[str] = []
+        self._looked_at: float | None = None
+        self._known = threading.Event()
+
+    def look(self, deadline: Deadline) -> None:
+        """Run all checks and keep their result; a check that fails is a problem of its own. A Background job."""
+        if self._looked_at is not None and not self._problems and self._age() < self._fresh_seconds:
+            return
+        problems: list[str] = []
+        for check in self._checks:
+            try:
+                problems += check(deadline)
+            except DriverError as error:
+                problems.append(str(error))
+        self._problems, self._looked_at = problems, time.monotonic()
+        self._known.set()
+
+    def problems(self, *, wait_seconds: float = 0.0) -> list[str] | None:
+        """The latest result: [] is ready, None is "not looked yet" even after `wait_seconds`."""
+        if not self._known.wait(wait_seconds):
+            return None
+        age = self._age()
+        if age > self._stale_seconds:
+            return [*self._problems, f"the driver's check of itself hangs since {age:.0f} s; look for a stuck command"]
+        return self._problems
+
+    def _age(self) -> float:
+        assert self._looked_at is not None
+        return time.monotonic() - self._looked_at

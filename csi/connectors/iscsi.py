@@ -1,0 +1,247 @@
+"""Attaching a volume over iSCSI with open-iscsi: login, the right disk and no other, and a clean way out.
+
+A target name holds the volume's id and the generation of its publication, and is never used twice: a session of an
+older generation can only be a left-over, and never finds its target again.
+"""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from csi.connectors.block_device import BlockDevices
+from csi.connectors.devices import MOUNT_TABLES, Devices
+from csi.connectors.identity import Identity
+from csi.connectors.initiator import INITIATOR_FILE, ISCSID_SOCKET, Initiator
+from csi.connectors.iscsiadm import Iscsiadm
+from csi.connectors.login import Login
+from csi.connectors.logout import Logout
+from csi.connectors.node_records import DATABASE_FOLDERS, NodeRecords, node_settings
+from csi.connectors.sessions import Session, Sessions, split_target
+from csi.deadline import Deadline, wait_until
+from csi.errors import DataLoss, DriverError, InUse, Invalid, NotFound, Timeout, Unavailable
+from csi.locks import ResourceLock
+from csi.log import get_logger
+from csi.model import Attachment, Device, scsi_id_of
+from csi.run import Boundary, Runner, no_boundary
+
+_RECOVERY_SECONDS = 10.0  # for a lost session of the same generation to come back by itself
+
+
+class IscsiConnector:
+    """The Connector of protocol "iscsi"; see connectors/base.py."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        *,
+        sysfs: Path = Path("/sys"),
+        dev: Path = Path("/dev"),
+        mount_tables: Sequence[Path] = MOUNT_TABLES,
+        database_folders: Sequence[Path] = DATABASE_FOLDERS,
+        initiator_file: Path = INITIATOR_FILE,
+        iscsid_socket: str = ISCSID_SOCKET,
+        program: Sequence[str] = ("iscsiadm",),
+        replacement_seconds: int = 120,
+        login_seconds: int = 10,
+        login_retries: int = 3,
+        block: BlockDevices | None = None,
+        boundary: Boundary = no_boundary,
+    ) -> None:
+        """program: how to start iscsiadm; where iscsid is the host's, its iscsiadm must be the host's too.
+
+        replacement_seconds: how long I/O waits for a lost session before it fails.
+        login_seconds, login_retries: bounds of one login attempt of iscsid, and how often it repeats one.
+        """
+        limit = login_seconds * (login_retries + 1) + 20.0  # iscsid gives up before that
+        settings = node_settings(
+            replacement_seconds=replacement_seconds, login_seconds=login_seconds, login_retries=login_retries
+        )
+        iscsiadm = Iscsiadm(runner, program=program, limit_seconds=limit)
+        self._records = NodeRecords(iscsiadm, settings=settings, folders=database_folders, boundary=boundary)
+        self._initiator = Initiator(
+            iscsiadm, runner, sysfs=sysfs, initiator_file=initiator_file, iscsid_socket=iscsid_socket
+        )
+        self._devices = Devices(runner, sysfs=sysfs, dev=dev, mount_tables=mount_tables, block=block)
+        self._sessions = Sessions(sysfs)
+        self._identity = Identity(self._devices, sysfs=sysfs)
+        self._logout = Logout(iscsiadm=iscsiadm, records=self._records, devices=self._devices)
+        self._login = Login(
+            iscsiadm=iscsiadm, records=self._records, sessions=self._sessions, devices=self._devices, sysfs=sysfs
+        )
+        self._locks = _VolumeLocks()
+        self._log = get_logger("iscsi")
+
+    @property
+    def protocol(self) -> str:
+        """See Connector.protocol."""
+        return "iscsi"
+
+    def connect(self, attachment: Attachment, deadline: Deadline) -> Device:
+        """See Connector.connect."""
+        _check(attachment)
+        with self._locks.hold(attachment.volume_id, deadline):
+            self._end_older(attachment, deadline)
+            session = self._ensure_session(attachment, deadline)
+            try:
+                name = self._login.wait_for_disk(session, attachment, deadline)
+                self._identity.verify(session, name, attachment, deadline)
+                return self._describe(name, session)
+            except (DataLoss, Unavailable, Timeout):
+                self._logout.undo(session, deadline)
+                raise
+
+    def find(self, volume_id: str) -> Device | None:
+        """See Connector.find. A living session comes before a dead one."""
+        sessions = self._sessions.of_volume(volume_id)
+        for session in sorted(sessions, key=lambda session: not session.logged_in):
+            for name in session.disks():
+                if device := self._devices.describe(name, generation=session.generation):
+                    return device
+        return None
+
+    def disconnect(self, volume_id: str, deadline: Deadline) -> None:
+        """See Connector.disconnect. Removes the sessions and records of all generations."""
+        with self._locks.hold(volume_id, deadline):
+            self._disconnect(volume_id, deadline)
+
+    def rescan(self, volume_id: str, *, size_bytes: int, deadline: Deadline) -> Device:
+        """See Connector.rescan. Raises NotFound when the volume is not attached, Timeout while it is still smaller."""
+        with self._locks.hold(volume_id, deadline):
+            session, name = self._attached(volume_id)
+
+            def grown() -> bool:
+                self._identity.refresh(name, deadline)
+                return self._devices.size_bytes(name) >= size_bytes
+
+            what = f"{name} of volume {volume_id} to reach {size_bytes} bytes"
+            wait_until(grown, deadline, what=what, first=0.1, most=2.0)
+            self._identity.verify_name(name, volume_id, scsi_id_of(volume_id))
+            return self._describe(name, session)
+
+    def problems(self, deadline: Deadline) -> list[str]:
+        """See Connector.problems."""
+        return self._initiator.problems(deadline)
+
+    def sweep(self, wanted: Callable[[str], bool], deadline: Deadline) -> list[str]:
+        """Remove sessions and records that a crash or a reboot left: of volumes that nobody here wants or uses.
+
+        wanted: asked with a volume id while no request works on its target. The records of a wanted volume go too
+        when it has no session, so that nothing can log in behind our back. Returns what had to stay, in words.
+        """
+        self._records.remove_leftovers()
+        targets = {session.target for session in self._sessions.ours()} | set(self._records.targets())
+        kept = []
+        for volume_id in sorted({parts[0] for target in targets if (parts := split_target(target))}):
+            with self._locks.hold(volume_id, deadline):
+                try:
+                    if wanted(volume_id):
+                        living = {session.target for session in self._sessions.of_volume(volume_id)}
+                        self._records.remove_volume(volume_id, keep=living)
+                    else:
+                        self._disconnect(volume_id, deadline)
+                        self._log.info("removed a left-over attachment", volume_id=volume_id)
+                except (InUse, Unavailable) as error:
+                    kept.append(str(error))
+        return kept
+
+    def _disconnect(self, volume_id: str, deadline: Deadline) -> None:
+        sessions = self._sessions.of_volume(volume_id)
+        for session in sessions:
+            self._logout.refuse_if_used(session)
+        for session in sessions:
+            self._logout.end(session, deadline)
+        self._records.remove_volume(volume_id)
+        for session in self._sessions.of_volume(volume_id):
+            raise Unavailable(f"volume {volume_id}: a session to {session.target} appeared meanwhile; repeat")
+
+    def _end_older(self, attachment: Attachment, deadline: Deadline) -> None:
+        """End the sessions of older generations; an older one in use must not be mistaken for the new attachment."""
+        targets = {path.target for path in attachment.paths}
+        older = [s for s in self._sessions.of_volume(attachment.volume_id) if s.target not in targets]
+        for session in older:
+            try:
+                self._logout.refuse_if_used(session)
+            except InUse as error:
+                raise InUse(f"an older attachment of the volume, no longer valid, is still used: {error}") from error
+        for session in older:
+            self._log.info("ending a session of an older generation", target=session.target)
+            self._logout.end(session, deadline)
+        self._records.remove_volume(attachment.volume_id, keep=targets)
+
+    def _ensure_session(self, attachment: Attachment, deadline: Deadline) -> Session:
+        targets = {path.target for path in attachment.paths}
+        session = self._sessions.find(attachment.volume_id, targets)
+        if session is not None:
+            if session.logged_in or _recovers(session, deadline):
+                return session
+            try:
+                self._logout.refuse_if_used(session)
+            except InUse as error:
+                raise Unavailable(f"{error}; its session is lost, and iscsid tries to get it back") from error
+            self._logout.end(session, deadline)
+        try:
+            return self._login.login(attachment, deadline)
+        except DriverError:
+            # Nothing is attached, so neither the secret nor half a session may stay. A repetition makes them anew.
+            session = self._sessions.find(attachment.volume_id, targets)
+            if session is None:
+                self._records.remove_volume(attachment.volume_id)
+            elif not session.logged_in:
+                self._logout.undo(session, deadline)
+            raise
+
+    def _attached(self, volume_id: str) -> tuple[Session, str]:
+        for session in self._sessions.of_volume(volume_id):
+            for name in session.disks():
+                return session, name
+        raise NotFound(f"volume {volume_id}: not attached to this node over iSCSI; stage it first")
+
+    def _describe(self, name: str, session: Session) -> Device:
+        device = self._devices.describe(name, generation=session.generation)
+        if device is None:
+            raise Unavailable(f"volume {session.volume_id}: {name} vanished while it was attached; repeat")
+        return device
+
+
+def _recovers(session: Session, deadline: Deadline) -> bool:
+    """True if a lost session comes back within a short time; its target may just have been restarted."""
+    try:
+        return wait_until(lambda: session.logged_in, deadline.within(_RECOVERY_SECONDS), what="the session")
+    except Timeout:
+        return False
+
+
+def _check(attachment: Attachment) -> None:
+    what = f"publish context of volume {attachment.volume_id}"
+    if not attachment.paths or not attachment.scsi_id:
+        raise Invalid(f"{what}: no path or no identity in it")
+    for path in attachment.paths:
+        parts = split_target(path.target)
+        if parts is None or parts[0] != attachment.volume_id:
+            raise Invalid(f"{what}: {path.target[:230]!r} is not a target of this volume")
+        if not 0 < path.lun < 256:
+            raise Invalid(f"{what}: LUN {path.lun} is not between 1 and 255")
+
+
+class _VolumeLocks:
+    """A short waiting lock for each volume in use, so that sweep and a request never work on one target at once."""
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._locks: dict[str, tuple[ResourceLock, int]] = {}
+
+    @contextmanager
+    def hold(self, volume_id: str, deadline: Deadline) -> Iterator[None]:
+        """Hold the lock, at most until the deadline."""
+        with self._guard:
+            lock, users = self._locks.get(volume_id, (ResourceLock(f"target of volume {volume_id}"), 0))
+            self._locks[volume_id] = (lock, users + 1)
+        try:
+            with lock.hold(deadline):
+                yield
+        finally:
+            with self._guard:
+                lock, users = self._locks.pop(volume_id)
+                if users > 1:
+                    self._locks[volume_id] = (lock, users - 1)

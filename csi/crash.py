@@ -1,0 +1,33 @@
+"""The crash switch of the tests: end this process, as kill -9 does, at a chosen step.
+
+A service that is started with SNODE_CRASH_AT=N ends itself at the N-th boundary that it passes (before or after an external
+command, a call to tgtd, a record); with SNODE_CRASH_LOG=FILE it appends the name of every boundary to the file. Without
+these variables nothing of this is active.
+"""
+
+import itertools
+import os
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+
+from csi.run import Boundary, no_boundary
+
+
+def boundary_from(environment: Mapping[str, str]) -> Boundary:
+    """The boundary that the environment asks for; `no_boundary` when it asks for none."""
+    crash_at = int(environment.get("SNODE_CRASH_AT", "0"))
+    log = environment.get("SNODE_CRASH_LOG", "")
+    if not crash_at and not log:
+        return no_boundary
+    numbers = itertools.count(1)  # next() on it is atomic
+
+    def boundary(name: str) -> None:
+        number = next(numbers)
+        if log:
+            with Path(log).open("a") as file:
+                file.write(f"{name}\n")
+        if number == crash_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return boundary

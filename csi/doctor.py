@@ -1,0 +1,218 @@
+"""`snode doctor`: what this machine lacks for its roles, and the repair for each fault. Changes nothing."""
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from csi.config import Config, LvmPool, LvmThinPool
+from csi.deadline import Deadline
+from csi.doctor_host import ERROR, OK, WARNING, Finding, Host
+from csi.doctor_pools import Pools
+from csi.errors import DriverError
+
+_SECONDS = 20.0
+
+#: Which Debian package has a tool; other distributions call most of them the same.
+_PACKAGES = {
+    "losetup": "mount", "mount": "mount", "umount": "mount", "blkid": "util-linux", "blockdev": "util-linux",
+    "wipefs": "util-linux", "mkfs.ext4": "e2fsprogs", "e2fsck": "e2fsprogs", "resize2fs": "e2fsprogs",
+    "dumpe2fs": "e2fsprogs", "mkfs.xfs": "xfsprogs", "xfs_growfs": "xfsprogs", "mkfs.btrfs": "btrfs-progs",
+    "btrfs": "btrfs-progs", "modprobe": "kmod", "lvm": "lvm2", "tgtd": "tgt", "iscsiadm": "open-iscsi",
+    "thin_check": "thin-provisioning-tools",
+}  # fmt: skip
+_NODE_TOOLS = (
+    "mount", "umount", "blkid", "blockdev", "wipefs", "mkfs.ext4", "e2fsck", "resize2fs", "dumpe2fs",
+)  # fmt: skip
+#: Missing ones cost a filesystem, not the node.
+_OPTIONAL_NODE_TOOLS = {"mkfs.xfs": "xfs", "xfs_growfs": "xfs", "mkfs.btrfs": "btrfs", "btrfs": "btrfs"}
+#: What says that a module is there when it is built into the kernel.
+_SIGNS = {
+    "loop": ("dev/loop-control", "sys/module/loop"),
+    "dm_mod": ("dev/mapper/control", "sys/class/misc/device-mapper"),
+}
+
+
+def examine(config: Config, *, role: str | None = None, host: Host | None = None) -> list[Finding]:
+    """Look at everything that a role ("controller", "node", "all"; None = all) needs on this machine."""
+    return list(_Doctor(config, role or "all", host or Host()).findings())
+
+
+class _Doctor:
+    def __init__(self, config: Config, role: str, host: Host) -> None:
+        self._config = config
+        self._host = host
+        self._deadline = Deadline.after(_SECONDS)
+        self._controller = role in ("controller", "all")
+        self._node = role in ("node", "all")
+        self._exported = any(pool.export == "tgt" for pool in config.pools.values())
+        # A node alone can't know its SNODEs' pools, so iSCSI is always looked at there.
+        self._initiator = self._node and (self._exported or role == "node")
+        self._local = any(pool.export == "none" for pool in config.pools.values()) and role == "all"
+
+    def findings(self) -> Iterator[Finding]:
+        pools = ", ".join(sorted(self._config.pools))
+        yield Finding(OK, "settings", f"valid; endpoint {self._config.endpoint}, pools: {pools}")
+        if self._host.uid != 0:
+            yield Finding(ERROR, "user", "not root; devices, mounts and tgtd obey root alone", "run it with sudo")
+        yield from self._state_dir()
+        yield from self._tools()
+        yield from self._modules()
+        if self._controller:
+            yield from Pools(self._config, self._host, self._deadline).findings()
+            if self._exported:
+                yield from self._tgtd()
+        if self._node:
+            if self._initiator:
+                yield from self._iscsi()
+            yield from self._propagation()
+
+    # -- files -------------------------------------------------------------------------------------------------------
+
+    def _state_dir(self) -> Iterator[Finding]:
+        folder = self._config.state_dir
+        if not folder.exists():
+            yield Finding(OK, "state_dir", f"{folder} does not exist yet; the driver makes it")
+        elif not folder.is_dir():
+            yield Finding(ERROR, "state_dir", f"{folder} is not a folder", "set another state_dir, or move it away")
+        elif folder.stat().st_mode & 0o077:
+            mode = f"{folder.stat().st_mode & 0o777:04o}"
+            yield Finding(
+                ERROR, "state_dir", f"{folder} has mode {mode}; its records hold secrets", f"chmod 0700 {folder}"
+            )
+        else:
+            yield Finding(OK, "state_dir", f"{folder} is for root alone")
+
+    def _tools(self) -> Iterator[Finding]:
+        needed = set(_NODE_TOOLS) if self._node else set()
+        optional = dict(_OPTIONAL_NODE_TOOLS) if self._node else {}
+        pools = self._config.pools.values()
+        if self._local:
+            needed.add("losetup")
+        if self._initiator:
+            needed.add("iscsiadm")
+        if self._controller and any(isinstance(pool, LvmPool | LvmThinPool) for pool in pools):
+            needed.add("lvm")
+        if self._controller and any(isinstance(pool, LvmThinPool) for pool in pools):
+            needed.add("thin_check")
+        if self._controller and self._exported:
+            needed.add("tgtd")
+        missing = [tool for tool in sorted(needed) if not self._host.has(tool)]
+        for tool in missing:
+            yield Finding(ERROR, "tools", f"{tool} is missing", f"apt-get install {_PACKAGES[tool]}")
+        for tool, fs_type in optional.items():
+            if not self._host.has(tool):
+                text = f"{tool} is missing: volumes with fs_type {fs_type} are refused"
+                yield Finding(WARNING, "tools", text, f"apt-get install {_PACKAGES[tool]}")
+        if not missing:
+            yield Finding(OK, "tools", ", ".join(sorted(needed)) or "none needed")
+
+    # -- kernel ------------------------------------------------------------------------------------------------------
+
+    def _modules(self) -> Iterator[Finding]:
+        needed = set()
+        pools = self._config.pools.values()
+        if self._local:
+            needed.add("loop")
+        if self._controller and any(isinstance(pool, LvmPool | LvmThinPool) for pool in pools):
+            needed.add("dm_mod")
+        if self._controller and any(isinstance(pool, LvmThinPool) for pool in pools):
+            needed.add("dm_thin_pool")
+        if self._controller and any(isinstance(pool, LvmPool) and pool.layout.startswith("raid") for pool in pools):
+            needed.add("dm_raid")
+        for module in sorted(needed):
+            how = self._module(module)
+            if how:
+                yield Finding(OK, "kernel module", f"{module} {how}")
+            else:
+                repair = (
+                    f"install the kernel's full module package, then modprobe {module} (for a container: on the host)"
+                )
+                yield Finding(ERROR, "kernel module", f"{module} is not loaded and modprobe does not find it", repair)
+
+    def _module(self, name: str) -> str:
+        """How a module is there, or "" when it is not."""
+        signs = (*_SIGNS.get(name, ()), f"sys/module/{name}")
+        if any((self._host.root / sign).exists() for sign in signs):
+            return "is loaded"
+        builtin = self._host.root / "lib/modules" / self._host.release / "modules.builtin"
+        if builtin.exists() and re.search(rf"/{name.replace('_', '[-_]')}\.ko$", builtin.read_text(), re.MULTILINE):
+            return "is part of the kernel"
+        argv = ["modprobe", "--dry-run", "--quiet", name]
+        try:
+            found = self._host.runner.run(argv, deadline=self._deadline, read_only=True, ok=None)
+        except DriverError:
+            return ""
+        return "can be loaded" if found.returncode == 0 else ""
+
+    # -- daemons -----------------------------------------------------------------------------------------------------
+
+    def _tgtd(self) -> Iterator[Finding]:
+        from csi.exports.tgt import TgtExport
+
+        socket = self._config.controller.tgt_socket
+        export = TgtExport(socket, portals=self._config.controller.portals, runner=self._host.runner)
+        yield from _told("tgtd", self._problems(export.problems), f"answers at {socket} and is ready")
+
+    def _iscsi(self) -> Iterator[Finding]:
+        from csi.connectors.iscsi import IscsiConnector
+
+        connector = IscsiConnector(self._host.runner, initiator_file=self._config.node.initiator_file)
+        yield from _told(
+            "iscsi", self._problems(connector.problems), "initiator name, iscsid and kernel module iscsi_tcp are ready"
+        )
+
+    def _problems(self, check: Callable[[Deadline], list[str]]) -> list[str]:
+        try:
+            return check(self._deadline)
+        except DriverError as error:
+            return [str(error)]
+
+    def _propagation(self) -> Iterator[Finding]:
+        """Mounts made below the roots must reach the host and its containers, else a container writes beside them."""
+        ours, first = (self._mounts(pid) for pid in ("self", "1"))
+        for root in self._config.node.target_roots or (Path("/"),):
+            level = ERROR if self._config.node.target_roots else WARNING
+            if not root.exists():
+                yield Finding(level, "mounts", f"{root} does not exist", "correct node.target_roots")
+                continue
+            group = _peer_group(ours, root)
+            if not group:
+                text = f"mounts below {root} are private: containers and the host do not see them"
+                repair = f"on the host: mount --make-rshared {root}; in a pod: mountPropagation: Bidirectional"
+                yield Finding(level, "mounts", text, repair)
+            elif first and group not in first.values():
+                text = f"mounts below {root} are shared, but not with the host's first process"
+                yield Finding(level, "mounts", text, "mount the host's folder with mountPropagation: Bidirectional")
+            else:
+                yield Finding(OK, "mounts", f"mounts below {root} are seen by the host and its containers")
+
+    def _mounts(self, pid: str) -> dict[Path, str]:
+        """Mount points of a process, with their peer group ("" = private)."""
+        try:
+            text = (self._host.root / "proc" / pid / "mountinfo").read_text(errors="surrogateescape")
+        except OSError:
+            return {}
+        mounts = {}
+        for line in text.splitlines():
+            before, _, _ = line.partition(" - ")
+            fields = before.split()
+            group = next((tag.partition(":")[2] for tag in fields[6:] if tag.startswith("shared:")), "")
+            mounts[Path(fields[4])] = group
+        return mounts
+
+
+def _told(subject: str, problems: list[str], well: str) -> Iterator[Finding]:
+    """Findings of a part's own problems, which are sentences with their repair."""
+    for problem in problems:
+        text, _, repair = problem.partition("; ")
+        yield Finding(ERROR, subject, text, repair)
+    if not problems:
+        yield Finding(OK, subject, well)
+
+
+def _peer_group(mounts: dict[Path, str], path: Path) -> str:
+    """The peer group of the mount that a path lies on."""
+    for folder in (path, *path.parents):
+        if folder in mounts:
+            return mounts[folder]
+    return ""

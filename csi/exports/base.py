@@ -1,0 +1,45 @@
+"""The seam between the use cases and the ways to offer a volume to a node."""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from csi.deadline import Deadline
+from csi.model import IscsiPath, Publication
+
+
+class Export(Protocol):
+    """Offers published volumes. Callers hold the volume's lock and have the publication's record on disk already."""
+
+    @property
+    def protocol(self) -> str:
+        """What the node's connector is called: "iscsi" or "loop"."""
+        ...
+
+    def ensure(self, publication: Publication, deadline: Deadline) -> tuple[IscsiPath, ...]:
+        """Offer the volume exactly as the publication says, and nothing wider at any moment; returns the paths to it.
+
+        Adopts what is there only if it matches in all points, else removes and makes it anew.
+        Raises Unavailable when the server does not answer, NoSpace when its limits are reached.
+        """
+        ...
+
+    def remove(self, publication: Publication, deadline: Deadline) -> None:
+        """Fence: when it returns, no command of the node can reach the volume any more and none is in flight.
+
+        Works without the node's help; absent is fine.
+        """
+        ...
+
+    def grow(self, publication: Publication, deadline: Deadline) -> None:
+        """Make the new size of the device (publication.size_bytes) visible to the node, without an I/O error there."""
+        ...
+
+    def reconcile(self, read_wanted: Callable[[], Sequence[Publication]], deadline: Deadline) -> None:
+        """Make the server hold exactly what `read_wanted` returns, called under the server's lock (so that a publication
+        made or revoked meanwhile is seen right): restore after its restart, remove our strays, close foreign sessions.
+        """
+        ...
+
+    def problems(self, deadline: Deadline) -> list[str]:
+        """What is wrong with the server, a sentence each with the repair; empty when all is well."""
+        ...

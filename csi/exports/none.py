@@ -1,0 +1,38 @@
+"""No export: the node is the SNODE itself and attaches the volume's file."""
+
+from collections.abc import Callable, Sequence
+
+from csi.deadline import Deadline
+from csi.model import IscsiPath, Publication
+
+
+class NoExport:
+    """See csi.exports.base.Export. Nothing to make, so nothing to remove: the node's own state is the attachment.
+
+    It can't fence. That is enough, because the node whose use must have ended is this machine: its connector refuses
+    to detach what is in use.
+    """
+
+    protocol: str = "loop"
+
+    def ensure(self, publication: Publication, deadline: Deadline) -> tuple[IscsiPath, ...]:
+        """No paths: the connector takes the file itself."""
+        del publication, deadline
+        return ()
+
+    def remove(self, publication: Publication, deadline: Deadline) -> None:
+        """Nothing is there."""
+        del publication, deadline
+
+    def grow(self, publication: Publication, deadline: Deadline) -> None:
+        """The connector's rescan reads the new size of the file."""
+        del publication, deadline
+
+    def reconcile(self, read_wanted: Callable[[], Sequence[Publication]], deadline: Deadline) -> None:
+        """Nothing can be lost."""
+        del read_wanted, deadline
+
+    def problems(self, deadline: Deadline) -> list[str]:
+        """Nothing can be wrong."""
+        del deadline
+        return []

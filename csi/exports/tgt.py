@@ -1,0 +1,265 @@
+"""The export over iSCSI by tgtd: one target for each publication.
+
+tgtd keeps nothing on disk. The records of publications are the truth, and `reconcile` makes tgtd equal to them: after
+its restart, after a crash of ours at any step, and against sessions that nobody allowed.
+"""
+
+import os
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from csi.deadline import Deadline
+from csi.errors import DriverError, Invalid, NoSpace, Unavailable
+from csi.exports import tgt_client, tgt_show
+from csi.exports.tgt_client import TgtClient
+from csi.exports.tgt_show import Target
+from csi.exports.tgt_target import LUN, OUR_ACCOUNT, Targets, differences
+from csi.locks import ResourceLock
+from csi.log import get_logger
+from csi.model import TARGET_PREFIX, IscsiPath, Publication
+from csi.run import Boundary, Runner, no_boundary
+
+#: Before this release rules were joined in a way that shut everybody out, or let everybody in.
+MINIMUM_VERSION = (1, 0, 83)
+
+_VERSION = re.compile(r"(\d+)\.(\d+)\.(\d+)")
+_PORTAL = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+):(\d{1,5})")
+# One target whose commands in flight do not end must not keep all others waiting.
+_STUCK_SECONDS = 5.0
+
+
+class TgtExport:
+    """See csi.exports.base.Export. One process may own a tgtd: the lock is of this process.
+
+    Starts no process, but for the look at tgtd's version in `problems`.
+    """
+
+    protocol: str = "iscsi"
+
+    def __init__(
+        self,
+        socket: Path,
+        *,
+        portals: Sequence[str],
+        runner: Runner,
+        max_exports: int = 1000,
+        boundary: Boundary = no_boundary,
+    ) -> None:
+        """socket: tgtd's management socket. portals: "address:port" as nodes reach tgtd, IPv6 in brackets.
+
+        max_exports: the most targets in this tgtd, foreign ones too; each LUN costs it up to 16 threads, and a limit
+        of the system that is hit would hurt the volumes that are in use.
+        """
+        for portal in portals:
+            match = _PORTAL.fullmatch(portal)
+            if not match or not 0 < int(match[2]) < 65536:
+                raise Invalid(f"controller.portals: {portal!r} is not address:port")
+        self._client = TgtClient(socket, boundary=boundary)
+        self._targets = Targets(self._client)
+        self._portals = tuple(portals)
+        self._runner = runner
+        self._max_exports = max_exports
+        self._lock = ResourceLock("tgtd")
+        # Targets that a thread works on without the lock while commands in flight end; entered under the lock.
+        self._busy: list[str] = []
+        # A restore that was cut off may have left tgtd offline: looked at once, and after each restore that failed.
+        self._look_deep = True
+        self._version: tuple[int, ...] | None = None
+        self._log = get_logger("tgt")
+
+    def ensure(self, publication: Publication, deadline: Deadline) -> tuple[IscsiPath, ...]:
+        """See Export.ensure. Raises Invalid when a value of the publication could be misread by tgtd."""
+        _check(publication)
+        with self._lock.hold(deadline):
+            self._ensure(publication, self._targets.all(deadline), deadline)
+        return tuple(IscsiPath(target=publication.target, portal=portal, lun=LUN) for portal in self._portals)
+
+    def remove(self, publication: Publication, deadline: Deadline) -> None:
+        """See Export.remove. Raises Timeout when commands in flight do not end; logins are shut out by then."""
+        chap = publication.chap
+        with self._working_on([publication.target], deadline):
+            self._targets.fence(publication.target, (chap.user, chap.mutual_user), deadline)
+
+    def grow(self, publication: Publication, deadline: Deadline) -> None:
+        """See Export.grow. Growth by less than 1 MiB may go unseen, since tgtd shows sizes in MB."""
+        _check(publication)
+        with self._working_on([publication.target], deadline):
+            target = self._targets.find(publication.target, deadline)
+            if target is not None:
+                found = differences(publication, target)
+                if not found:
+                    return
+                if not found.remake:
+                    self._targets.reopen(publication, deadline)
+                    return
+        self.ensure(publication, deadline)
+
+    def reconcile(self, read_wanted: Callable[[], Sequence[Publication]], deadline: Deadline) -> None:
+        """See Export.reconcile. One look at tgtd when nothing is wrong.
+
+        Does all that it can, then raises Unavailable with what could not be done; the next call goes on.
+        """
+        failures: list[str] = []
+        with self._lock.hold(deadline):
+            # Read under the lock: every target made by then has its record, and none that is missing is being removed.
+            wanted = {publication.target: publication for publication in read_wanted()}
+            targets = self._targets.all(deadline)
+            deep, self._look_deep = self._look_deep, True
+            restored = self._restore(wanted, targets, failures, deadline)
+            self._audit(wanted, targets, deadline)
+            if deep or restored:
+                self._look_after_crash(wanted.values(), deadline)
+            self._look_deep = bool(failures)
+        strays = [name for name in targets if _ours(name) and name not in wanted and name not in self._busy]
+        for name in strays:
+            # Without the lock: no name is ever used twice, so nobody makes what is a stray now.
+            self._log.info("removing a target that no publication wants", target=name)
+            with _collected(failures):
+                self._targets.fence(name, (), deadline.within(_STUCK_SECONDS))
+        if failures:
+            raise Unavailable(f"{len(failures)} target(s) are not as they should be: {'; '.join(failures[:5])}")
+
+    def problems(self, deadline: Deadline) -> list[str]:
+        """See Export.problems."""
+        if os.geteuid() != 0:
+            return ["tgtd obeys root alone: run the driver as root"]
+        try:
+            state = tgt_show.parse_system_state(self._client.show_system(deadline))
+            driver = tgt_show.parse_drivers(self._client.show_names(deadline)).get("iscsi", "missing")
+        except DriverError as error:
+            return [str(error)]
+        found = []
+        if state != "ready":
+            found.append(
+                f"tgtd is {state} and takes no logins: tgtadm --op=update --mode=sys --name=State --value=ready"
+            )
+        if driver != "ready":
+            found.append(f"tgtd's iscsi driver is {driver}: see journalctl -u tgt (is port 3260 taken?), restart tgtd")
+        if not self._portals:
+            found.append("controller.portals is empty: set the addresses at which nodes reach tgtd")
+        return found + self._version_problems(deadline)
+
+    def _version_problems(self, deadline: Deadline) -> list[str]:
+        if self._version is None:
+            try:
+                result = self._runner.run(["tgtd", "--version"], deadline=deadline, read_only=True)
+            except DriverError as error:
+                return [f"tgtd's version is unknown: {error}"]
+            match = _VERSION.search(result.stdout)
+            if match is None:
+                return [f"tgtd --version says {result.stdout.strip()[:60]!r}: not a tgtd; install tgt"]
+            self._version = tuple(int(number) for number in match.groups())
+        if self._version < MINIMUM_VERSION:
+            have, need = (".".join(map(str, version)) for version in (self._version, MINIMUM_VERSION))
+            return [f"tgtd {have} does not keep initiators apart as needed: upgrade tgt to {need} or newer"]
+        return []
+
+    def _ensure(self, publication: Publication, targets: Mapping[str, Target], deadline: Deadline) -> None:
+        """Adopt, mend, or make. The caller holds the lock."""
+        name, chap = publication.target, publication.chap
+        count = len(targets)
+        target = targets.get(name)
+        if target is not None:
+            found = differences(publication, target)
+            if not found:
+                return
+            self._log.info("target differs from its publication", target=name, why=found.remake + found.reopen)
+            if not found.remake:
+                self._targets.reopen(publication, deadline)
+                return
+            self._targets.fence(name, (chap.user, chap.mutual_user), deadline)
+            count -= 1
+        if count >= self._max_exports:
+            raise NoSpace(
+                f"volume {publication.volume_id}: tgtd has {count} targets already, controller.max_exports is "
+                f"{self._max_exports}; unpublish volumes, or raise it together with tgtd's limit of threads (TasksMax)"
+            )
+        self._targets.make(publication, deadline)
+
+    def _restore(
+        self,
+        wanted: Mapping[str, Publication],
+        targets: Mapping[str, Target],
+        failures: list[str],
+        deadline: Deadline,
+    ) -> bool:
+        """Make what is missing or differs; True if there was anything. The caller holds the lock."""
+        todo = [
+            publication
+            for name, publication in wanted.items()
+            if name not in self._busy and (name not in targets or differences(publication, targets[name]))
+        ]
+        missing = sum(publication.target not in targets for publication in todo)
+        # A login that meets a target half made, or none yet, fails for good on the node; one whose TCP connection is
+        # dropped is repeated. A single one that is missing beside others is a publish under way: no login comes yet.
+        shut = missing > 1 or (missing == 1 and len(wanted) == 1)
+        if shut:
+            self._log.warning("tgtd lost targets, restoring them", missing=missing, wanted=len(wanted))
+            self._client.set_system_state("offline", deadline)
+        try:
+            for publication in todo:
+                with _collected(failures):
+                    _check(publication)
+                    self._ensure(publication, targets, deadline.within(_STUCK_SECONDS))
+        except Exception:
+            if shut:
+                with suppress(DriverError):
+                    self._client.set_system_state("ready", Deadline.after(_STUCK_SECONDS))
+            raise
+        if shut:
+            self._client.set_system_state("ready", Deadline.after(_STUCK_SECONDS))
+        return bool(todo)
+
+    def _look_after_crash(self, wanted: Collection[Publication], deadline: Deadline) -> None:
+        """Mend what no list of targets shows: a tgtd left offline by a restore that was cut off, unused accounts."""
+        if tgt_show.parse_system_state(self._client.show_system(deadline)) != "ready":
+            self._client.set_system_state("ready", deadline)
+        used = {user for publication in wanted for user in (publication.chap.user, publication.chap.mutual_user)}
+        known = tgt_show.parse_accounts(self._client.show_accounts(deadline))
+        self._targets.drop_accounts([u for u in known if OUR_ACCOUNT.fullmatch(u) and u not in used], deadline)
+
+    def _audit(self, wanted: Mapping[str, Publication], targets: Mapping[str, Target], deadline: Deadline) -> None:
+        for name, target in targets.items():
+            if name in wanted and name not in self._busy:
+                self._targets.close_foreign(target, wanted[name].node.initiator, deadline)
+
+    @contextmanager
+    def _working_on(self, names: Collection[str], deadline: Deadline) -> Iterator[None]:
+        """Keep `reconcile` off targets without holding the lock, since commands in flight may last long."""
+        with self._lock.hold(deadline):
+            self._busy += names
+        try:
+            yield
+        finally:
+            for name in names:
+                self._busy.remove(name)
+
+
+@contextmanager
+def _collected(failures: list[str]) -> Iterator[None]:
+    """Note an error and go on: one target that can't be had must not cost the others theirs."""
+    try:
+        yield
+    except DriverError as error:
+        failures.append(str(error))
+
+
+def _ours(name: str) -> bool:
+    return name.startswith(f"{TARGET_PREFIX}:")
+
+
+def _check(publication: Publication) -> None:
+    """Every value that reaches tgtd, before the first step."""
+    if not publication.node.initiator:
+        raise Invalid(
+            f"node {publication.node.name}: has no iSCSI initiator name; install open-iscsi there, then publish again"
+        )
+    tgt_client.check_target_name(publication.target)
+    tgt_client.check_initiator(publication.node.initiator)
+    tgt_client.check_path(publication.device)
+    chap = publication.chap
+    for user, secret in ((chap.user, chap.secret), (chap.mutual_user, chap.mutual_secret)):
+        tgt_client.check_account(user)
+        tgt_client.check_secret(secret, user)

@@ -1,0 +1,1 @@
+"""Filesystems on attached devices: signatures, mkfs, fsck, mounts, growth, usage."""

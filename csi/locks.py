@@ -1,0 +1,102 @@
+"""Who may touch what, when.
+
+Order: a volume's lock first, then a resource (pool, tgtd, portal); two volumes in sorted order. A volume's lock is never
+waited for: CSI lets the caller repeat (ABORTED, "operation pending for volume"). Resource locks are short and waited
+for within the deadline.
+"""
+
+import fcntl
+import hashlib
+import os
+import struct
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from csi.deadline import Deadline
+from csi.errors import Busy, Timeout, Unavailable
+
+# struct flock of 64-bit Linux: l_type, l_whence, l_start, l_len, l_pid
+_FLOCK = "hhqqi4x"
+
+
+class VolumeLocks:
+    """One try-lock for each volume id, against threads of this process and against other processes.
+
+    Other processes (the command line beside the service) are kept out by an open file description lock on one byte of
+    one file, at a position derived from the id: nothing to clean up, and gone with the process that held it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """path: the lock file; its folder must exist."""
+        self._path = path
+        self._held: set[str] = set()
+        self._guard = threading.Lock()
+
+    @contextmanager
+    def hold(self, volume_id: str) -> Iterator[None]:
+        """Hold the lock of a volume, or raise Busy at once."""
+        with self._guard:
+            if volume_id in self._held:
+                raise Busy(f"volume {volume_id}: another request for it is under way; repeat later")
+            self._held.add(volume_id)
+        try:
+            fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                _lock_byte(fd, volume_id)
+                yield
+            finally:
+                os.close(fd)
+        finally:
+            with self._guard:
+                self._held.discard(volume_id)
+
+
+def _lock_byte(fd: int, volume_id: str) -> None:
+    digest = hashlib.sha256(volume_id.encode()).digest()
+    position = int.from_bytes(digest[:8], "big") >> 2
+    request = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, position, 1, 0)
+    try:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, request)
+    except BlockingIOError as error:
+        raise Busy(f"volume {volume_id}: another process works on it; repeat later") from error
+    except PermissionError as error:  # POSIX allows EACCES for the same condition
+        raise Busy(f"volume {volume_id}: another process works on it; repeat later") from error
+
+
+class ResourceLock:
+    """A short lock that is waited for, at most until the deadline."""
+
+    def __init__(self, name: str) -> None:
+        """name: what a message calls the resource, such as `pool fast`."""
+        self._name = name
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def hold(self, deadline: Deadline) -> Iterator[None]:
+        """Hold the lock; raises Timeout when the deadline comes first."""
+        if not self._lock.acquire(timeout=deadline.remaining()):
+            raise Timeout(f"{self._name}: still busy with other requests; repeat later")
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+
+class Slots:
+    """A bounded number of requests that may change something at once, so that Probe always finds a free worker."""
+
+    def __init__(self, count: int) -> None:
+        self._free = threading.BoundedSemaphore(count)
+        self._count = count
+
+    @contextmanager
+    def take(self) -> Iterator[None]:
+        """Take a slot without waiting; raises Unavailable when all are taken."""
+        if not self._free.acquire(blocking=False):
+            raise Unavailable(f"{self._count} requests are under way already; repeat later")
+        try:
+            yield
+        finally:
+            self._free.release()

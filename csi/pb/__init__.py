@@ -1,0 +1,1 @@
+"""CSI's messages and service stubs, generated from proto/csi.proto. README.md says how."""

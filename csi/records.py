@@ -1,0 +1,99 @@
+"""Small JSON records that survive a crash at any instruction, in a folder only root reads.
+
+A record is written to a temporary name, synced, renamed, and the folder synced: a reader finds the old one or the new
+one, whole. Names are ours (ids), never the caller's.
+"""
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from csi.errors import DataLoss, NoSpace, Unavailable
+from csi.run import Boundary, no_boundary
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}")
+_SUFFIX = ".json"
+_TEMPORARY = ".tmp"
+
+
+class RecordStore:
+    """A folder of records of one kind. Every record carries `format`; a newer one than ours is refused."""
+
+    def __init__(self, folder: Path, *, format: int = 1, boundary: Boundary = no_boundary) -> None:
+        """folder: made with mode 0700 if missing. Left-over temporary files of a crash are removed."""
+        self._folder = folder
+        self._format = format
+        self._boundary = boundary
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for leftover in folder.glob(f"*{_TEMPORARY}"):
+            leftover.unlink(missing_ok=True)
+
+    def write(self, name: str, fields: Mapping[str, Any]) -> None:
+        """Write or replace a record. Raises NoSpace or Unavailable when the disk refuses; the old one then stands."""
+        path = self._path(name)
+        temporary = path.with_suffix(f".{os.getpid()}{_TEMPORARY}")
+        data = json.dumps({"format": self._format, **fields}, sort_keys=True, indent=1).encode() + b"\n"
+        self._boundary("record:before")
+        try:
+            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            try:
+                _write_all(fd, data)
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            self._boundary("record:written")
+            os.rename(temporary, path)
+            self._sync_folder()
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            kind = NoSpace if error.errno in (28, 122) else Unavailable  # ENOSPC, EDQUOT
+            raise kind(f"{path}: can't write the record ({error.strerror}); free space there and repeat") from error
+        self._boundary("record:after")
+
+    def read(self, name: str) -> dict[str, Any] | None:
+        """The fields of a record, or None when there is none. Raises DataLoss when it can't be understood."""
+        path = self._path(name)
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        try:
+            fields = json.loads(data)
+            version = fields["format"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataLoss(f"{path}: damaged record ({error}); restore it or move it away") from error
+        if not isinstance(version, int) or version > self._format:
+            raise DataLoss(f"{path}: record of format {version}, this release reads up to {self._format}; upgrade")
+        assert isinstance(fields, dict)
+        return fields
+
+    def remove(self, name: str) -> None:
+        """Remove a record; absent is fine."""
+        self._boundary("record-remove:before")
+        self._path(name).unlink(missing_ok=True)
+        self._sync_folder()
+        self._boundary("record-remove:after")
+
+    def names(self) -> list[str]:
+        """The names of all records, sorted."""
+        return sorted(path.name[: -len(_SUFFIX)] for path in self._folder.glob(f"*{_SUFFIX}"))
+
+    def _path(self, name: str) -> Path:
+        if not _NAME.fullmatch(name):
+            raise ValueError(f"not a record name: {name!r}")
+        return self._folder / f"{name}{_SUFFIX}"
+
+    def _sync_folder(self) -> None:
+        fd = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(fd, data) :]

@@ -1,0 +1,218 @@
+"""Running the host's tools: the only place that starts processes.
+
+No shell, no preexec_fn (deadly beside gRPC threads), a process group for each child so that grandchildren end with it,
+stdin closed, a minimal environment. Secrets are never in argv: they go through `input` or files.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from csi.deadline import Deadline
+from csi.errors import CommandFailed, Timeout, Unavailable
+from csi.log import get_logger
+
+#: Called with a name before and after each step that changes the world; tests stop the process there.
+Boundary = Callable[[str], None]
+
+_SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_KILL_AFTER_SECONDS = 5.0
+_ENVIRONMENT = {
+    "PATH": _SEARCH_PATH,
+    "LC_ALL": "C",
+    "LVM_SUPPRESS_FD_WARNINGS": "1",
+    # mount(8) of util-linux 2.39 and later uses system calls that do not follow /proc/self/fd/N, which targets are
+    # mounted by so that nobody can swap their path; the older mount(2) does.
+    "LIBMOUNT_FORCE_MOUNT2": "always",
+}
+
+
+def no_boundary(_name: str) -> None:
+    """The boundary of production: nothing happens."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a finished command left behind."""
+
+    argv: tuple[str, ...]
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+class Runner(Protocol):
+    """Runs one command to its end."""
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        deadline: Deadline,
+        read_only: bool = False,
+        ok: frozenset[int] | None = frozenset({0}),
+        input: str | None = None,
+        timeout: float = 60.0,
+        pass_fds: Sequence[int] = (),
+    ) -> Result:
+        """Run `argv` and return its Result.
+
+        read_only: the command changes nothing, so it is killed when the deadline comes. A changing command is started
+        only while there is time, and then ends by itself or by its own `timeout` in seconds.
+        ok: the exit codes that mean success; None accepts all.
+        Raises CommandFailed for another exit code, Timeout when the command had to be killed, Unavailable when the
+        program is missing.
+        """
+        ...
+
+
+class SubprocessRunner:
+    """The Runner of production."""
+
+    def __init__(self, *, boundary: Boundary = no_boundary) -> None:
+        self._boundary = boundary
+        self._log = get_logger("run")
+        self._read_only: set[subprocess.Popen[str]] = set()
+        self._guard = threading.Lock()
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        deadline: Deadline,
+        read_only: bool = False,
+        ok: frozenset[int] | None = frozenset({0}),
+        input: str | None = None,
+        timeout: float = 60.0,
+        pass_fds: Sequence[int] = (),
+    ) -> Result:
+        """See Runner.run."""
+        program = Path(argv[0]).name
+        deadline.check(f"run {program}")
+        if not read_only:
+            self._boundary(f"{program}:before")
+        began = time.monotonic()
+        process = self._start(argv, input is not None, pass_fds)
+        if read_only:
+            with self._guard:
+                self._read_only.add(process)
+        try:
+            limit = min(timeout, deadline.remaining()) if read_only else timeout
+            out, err, killed = _finish(process, input, limit)
+        finally:
+            with self._guard:
+                self._read_only.discard(process)
+        if not read_only:
+            self._boundary(f"{program}:after")
+        result = Result(tuple(argv), process.returncode, out, err)
+        self._log.debug("command", argv=list(argv), rc=process.returncode, ms=round((time.monotonic() - began) * 1000))
+        if killed:
+            raise Timeout(f"{program} did not end within {limit:.0f} s and was killed; the request can be repeated")
+        if ok is not None and process.returncode not in ok:
+            raise failed(result)
+        return result
+
+    def end_read_only(self) -> None:
+        """End the running commands that change nothing; called when the service stops."""
+        with self._guard:
+            for process in self._read_only:
+                _signal_group(process, signal.SIGKILL)
+
+    def _start(self, argv: Sequence[str], has_input: bool, pass_fds: Sequence[int]) -> "subprocess.Popen[str]":
+        program = shutil.which(argv[0], path=_SEARCH_PATH)
+        if program is None:
+            raise Unavailable(
+                f"{argv[0]}: program not found; install the package that has it (snode doctor says which)"
+            )
+        return subprocess.Popen(
+            [program, *argv[1:]],
+            stdin=subprocess.PIPE if has_input else subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            env=_ENVIRONMENT,
+            cwd="/",
+            process_group=0,
+            pass_fds=tuple(pass_fds),
+        )
+
+
+class Service:
+    """A program that runs beside us until `stop`, its output in a file; for the demo, not for the driver's own work."""
+
+    def __init__(self, argv: Sequence[str], *, log: Path, environment: Mapping[str, str] | None = None) -> None:
+        """Start argv. Raises Unavailable when the program is missing."""
+        program = shutil.which(argv[0], path=_SEARCH_PATH)
+        if program is None:
+            raise Unavailable(
+                f"{argv[0]}: program not found; install the package that has it (snode doctor says which)"
+            )
+        with log.open("ab") as output:
+            self._process = subprocess.Popen(
+                [program, *argv[1:]],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env={"PATH": _SEARCH_PATH, "LC_ALL": "C", **(environment or {})},
+                process_group=0,
+            )
+        self.log = log
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        """False once it has ended."""
+        return self._process.poll() is None
+
+    def stop(self, *, seconds: float = 30.0) -> None:
+        """SIGTERM, and SIGKILL to the whole group if it has not ended after `seconds`."""
+        _signal_group(self._process, signal.SIGTERM)
+        try:
+            self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            _signal_group(self._process, signal.SIGKILL)
+            self._process.wait()
+
+
+def failed(result: Result) -> CommandFailed:
+    """The error for a command that ended with an exit code nobody expected."""
+    words = (result.stderr.strip() or result.stdout.strip() or "no output")[-1000:]
+    return CommandFailed(f"{' '.join(result.argv[:3])} … ended with {result.returncode}: {words}")
+
+
+def _finish(process: "subprocess.Popen[str]", input: str | None, limit: float) -> tuple[str, str, bool]:
+    """Wait for the end; kill the group when `limit` seconds are over. Returns stdout, stderr, killed.
+
+    A child in uninterruptible sleep does not die: the wait then lasts until the kernel lets go, on purpose, since the
+    caller's volume lock must outlive the child (an umount that completes later must not hit a new mount).
+    """
+    try:
+        out, err = process.communicate(input, timeout=limit)
+        return out, err, False
+    except subprocess.TimeoutExpired:
+        _signal_group(process, signal.SIGTERM)
+    try:
+        out, err = process.communicate(timeout=_KILL_AFTER_SECONDS)
+    except subprocess.TimeoutExpired:
+        _signal_group(process, signal.SIGKILL)
+        out, err = process.communicate()
+    return out, err, True
+
+
+def _signal_group(process: "subprocess.Popen[str] | subprocess.Popen[bytes]", number: signal.Signals) -> None:
+    try:
+        os.killpg(process.pid, number)
+    except ProcessLookupError:
+        pass  # it ended by itself in this moment

@@ -1,0 +1,296 @@
+"""From settings to a running driver: the only place that names concrete classes.
+
+What a process does not need is not imported: a service has to start within half a second and idle in 60 MiB.
+"""
+
+import fcntl
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from csi import log
+from csi.backends.base import Backend
+from csi.background import Background, Readiness
+from csi.config import AnyPool, Config, ConfigError, FilesPool, LvmPool, LvmThinPool
+from csi.connectors.base import Connector
+from csi.errors import DriverError, Invalid, Unavailable
+from csi.exports.base import Export
+from csi.locks import VolumeLocks
+from csi.records import RecordStore
+from csi.rpc.method import Calls
+from csi.rpc.server import Registration, Server, leave
+from csi.run import Boundary, Runner, SubprocessRunner, no_boundary
+
+if TYPE_CHECKING:
+    from csi.backends.lvm import Space
+    from csi.staging import Staging
+    from csi.volumes import Volumes
+
+#: Seconds between the rounds of background work, and between looks at what Probe answers.
+TEND_SECONDS = 2.0
+LOOK_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Driver:
+    """The parts of one process; what it does not serve is None."""
+
+    calls: Calls
+    runner: SubprocessRunner
+    readiness: Readiness
+    volumes: "Volumes | None"
+    staging: "Staging | None"
+
+
+def serve(config: Config, *, roles: frozenset[str]) -> int:
+    """Serve until SIGTERM or SIGINT. Returns the exit code. Raises DriverError when it can't start.
+
+    The handlers only set an event; everything else happens here, in the main thread.
+    """
+    ending = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _number, _frame: ending.set())
+    log.set_up(level=config.log_level, json=config.log_format == "json")
+    _state(config, roles)
+    driver = build(config, roles=roles)
+    server = Server(
+        config.endpoint, calls=driver.calls, registrations=list(registrations(driver, config)), tls=config.tls
+    )
+    server.start()  # sets the umask for a moment, so before there are other threads
+    background = start_background(driver)
+    ending.wait()
+    log.get_logger("wire").info("stopping")
+    background.stop(wait_seconds=0.0)
+    clean = server.stop(end_children=driver.runner.end_read_only)
+    background.stop()
+    leave(clean)
+    return 0
+
+
+def build(config: Config, *, roles: frozenset[str], boundary: Boundary = no_boundary) -> Driver:
+    """Make the parts for these roles ("controller", "node"). Starts no thread and no process."""
+    runner = SubprocessRunner(boundary=boundary)
+    locks = VolumeLocks(config.state_dir / "locks")
+    volumes = _volumes(config, runner, locks, boundary) if "controller" in roles else None
+    staging = _staging(config, runner, locks, roles, boundary) if "node" in roles else None
+    return Driver(
+        calls=Calls(),
+        runner=runner,
+        readiness=Readiness([part.problems for part in (volumes, staging) if part is not None]),
+        volumes=volumes,
+        staging=staging,
+    )
+
+
+def registrations(driver: Driver, config: Config) -> Iterable[Registration]:
+    """The servicers of a driver, ready to be added to a server."""
+    from csi.pb import csi_pb2_grpc
+    from csi.services.identity import Identity
+
+    identity = Identity(
+        calls=driver.calls,
+        name=config.driver_name,
+        has_controller=driver.volumes is not None,
+        readiness=driver.readiness,
+    )
+    yield partial(csi_pb2_grpc.add_IdentityServicer_to_server, identity)
+    if driver.volumes is not None:
+        from csi.services.controller import Controller
+
+        controller = Controller(calls=driver.calls, volumes=driver.volumes)
+        yield partial(csi_pb2_grpc.add_ControllerServicer_to_server, controller)
+    if driver.staging is not None:
+        from csi.services.node import Node
+
+        yield partial(csi_pb2_grpc.add_NodeServicer_to_server, Node(calls=driver.calls, staging=driver.staging))
+
+
+def start_background(driver: Driver) -> Background:
+    """Start the threads that tend volumes and look after readiness."""
+    background = Background()
+    background.every(LOOK_SECONDS, "readiness", driver.readiness.look, longest_seconds=20.0)
+    for name, part in (("volumes", driver.volumes), ("staging", driver.staging)):
+        if part is not None:
+            background.every(TEND_SECONDS, name, part.tend)
+    return background
+
+
+# -- state folder ------------------------------------------------------------------------------------------------
+
+
+def _state(config: Config, roles: frozenset[str]) -> None:
+    """Make the state folder, for root alone, and be the only process of our roles in it."""
+    try:
+        config.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for role in sorted(roles):
+            _only_one(config.state_dir / f"{role}.lock", role)
+    except OSError as error:
+        raise Unavailable(f"state_dir {config.state_dir}: {error.strerror}; it must be a folder of root's") from error
+
+
+def _only_one(path: Path, role: str) -> None:
+    """Lock a file until the process ends: two controllers on one state folder would undo each other's targets."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(fd)
+        raise Unavailable(f"{path}: another {role} works in this state folder; stop it first") from error
+
+
+# -- SNODE -------------------------------------------------------------------------------------------------------
+
+
+def _volumes(config: Config, runner: Runner, locks: VolumeLocks, boundary: Boundary) -> "Volumes":
+    from csi.publications import Publications
+    from csi.volumes import Pool, Volumes
+
+    exports = _exports(config, runner, boundary)
+    pools = {
+        name: Pool(
+            backend=_backend(name, pool, config.state_dir / "pools" / name, runner, boundary),
+            export=exports[pool.export],
+            local_to=config.node.name if pool.export == "none" else "",
+        )
+        for name, pool in config.pools.items()
+    }
+    publications = Publications(RecordStore(config.state_dir / "publications", boundary=boundary))
+    return Volumes(
+        pools,
+        default_pool=config.controller.default_pool,
+        publications=publications,
+        locks=locks,
+        max_per_node=config.node.max_volumes,
+    )
+
+
+def _exports(config: Config, runner: Runner, boundary: Boundary) -> Mapping[str, Export]:
+    """One export of each kind that a pool uses: there is one tgtd."""
+    used = {pool.export for pool in config.pools.values()}
+    exports: dict[str, Export] = {}
+    if "none" in used:
+        from csi.exports.none import NoExport
+
+        exports["none"] = NoExport()
+    if "tgt" in used:
+        from csi.exports.tgt import TgtExport
+
+        exports["tgt"] = TgtExport(
+            config.controller.tgt_socket,
+            portals=config.controller.portals,
+            runner=runner,
+            max_exports=config.controller.max_exports,
+            boundary=boundary,
+        )
+    return exports
+
+
+def _backend(name: str, pool: AnyPool, state: Path, runner: Runner, boundary: Boundary) -> Backend:
+    if isinstance(pool, FilesPool):
+        from csi.backends.files import FilesBackend
+
+        return FilesBackend(
+            name,
+            directory=pool.directory,
+            state=state,
+            overcommit_ratio=pool.overcommit_ratio,
+            boundary=boundary,
+        )
+    from csi.backends.lvm import LvmBackend
+
+    return LvmBackend(
+        name,
+        vg=pool.vg,
+        space=_space(name, pool),
+        devices=pool.devices,
+        state=state,
+        runner=runner,
+        boundary=boundary,
+    )
+
+
+def _space(name: str, pool: LvmPool | LvmThinPool) -> "Space":
+    """How volumes lie in a volume group. Raises ConfigError for a combination that does not exist."""
+    if isinstance(pool, LvmPool):
+        from csi.backends.lvm_thick import Thick
+
+        try:
+            return Thick(pool.layout, stripes=pool.stripes, mirrors=pool.mirrors)
+        except Invalid as error:
+            raise ConfigError([f"pools.{name}: {error}"]) from error
+    from csi.backends.lvm_thin import Thin
+
+    return Thin(
+        pool.thin_pool,
+        overcommit_ratio=pool.overcommit_ratio,
+        data_watermark_percent=pool.data_watermark_percent,
+        metadata_watermark_percent=pool.metadata_watermark_percent,
+    )
+
+
+# -- CNODE -------------------------------------------------------------------------------------------------------
+
+
+def _staging(
+    config: Config, runner: Runner, locks: VolumeLocks, roles: frozenset[str], boundary: Boundary
+) -> "Staging":
+    from csi.fs.format import Filesystems
+    from csi.fs.mounts import Mounts
+    from csi.sealing import NodeKey
+    from csi.staging import Staging
+
+    records = RecordStore(config.state_dir / "node", boundary=boundary)
+    return Staging(
+        _connectors(config, runner, roles, boundary),
+        filesystems=Filesystems(runner),
+        mounts=Mounts(runner),
+        records=records,
+        locks=locks,
+        key=NodeKey.load(records),
+        name=config.node.name,
+        read_initiator=_initiator_reader(config.node.initiator_file),
+        target_roots=config.node.target_roots,
+        max_volumes=config.node.max_volumes,
+    )
+
+
+def _connectors(config: Config, runner: Runner, roles: frozenset[str], boundary: Boundary) -> list[Connector]:
+    """What this node can attach. A node alone can't know the pools of its SNODEs: iSCSI is always for it."""
+    from csi.connectors.loop import LoopConnector
+
+    exported = any(pool.export == "tgt" for pool in config.pools.values())
+    roots = [pool.directory for pool in config.pools.values() if isinstance(pool, FilesPool) and pool.export == "none"]
+    connectors: list[Connector] = [LoopConnector(runner, roots=roots)] if roots else []
+    if exported or "controller" not in roles:
+        connectors.append(_iscsi(config, runner, boundary))
+    return connectors
+
+
+def _iscsi(config: Config, runner: Runner, boundary: Boundary) -> Connector:
+    from csi.connectors.iscsi import IscsiConnector
+
+    return IscsiConnector(
+        runner,
+        initiator_file=config.node.initiator_file,
+        replacement_seconds=config.node.replacement_timeout,
+        boundary=boundary,
+    )
+
+
+def _initiator_reader(path: Path) -> Callable[[], str]:
+    """Reads the initiator's name each time: open-iscsi may be installed, or renamed, while we run."""
+
+    def read() -> str:
+        from csi.connectors.initiator import initiator_name
+
+        try:
+            return initiator_name(path)
+        except DriverError:
+            return ""  # Probe says what is wrong; a node with local volumes only needs none
+
+    return read

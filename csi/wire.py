@@ -18,6 +18,7 @@ from csi.backends.base import Backend
 from csi.background import Background, Readiness
 from csi.config import AnyPool, Config, ConfigError, FilesPool, LvmPool, LvmThinPool
 from csi.connectors.base import Connector
+from csi.crash import boundary_from
 from csi.errors import DriverError, Invalid, Unavailable
 from csi.exports.base import Export
 from csi.locks import VolumeLocks
@@ -27,7 +28,7 @@ from csi.rpc.server import Registration, Server, leave
 from csi.run import Boundary, Runner, SubprocessRunner, no_boundary
 
 if TYPE_CHECKING:
-    from csi.backends.lvm import Space
+    from csi.backends.lvm_space import Space
     from csi.staging import Staging
     from csi.volumes import Volumes
 
@@ -57,7 +58,7 @@ def serve(config: Config, *, roles: frozenset[str]) -> int:
         signal.signal(number, lambda _number, _frame: ending.set())
     log.set_up(level=config.log_level, json=config.log_format == "json")
     _state(config, roles)
-    driver = build(config, roles=roles)
+    driver = build(config, roles=roles, boundary=boundary_from(os.environ))
     server = Server(
         config.endpoint, calls=driver.calls, registrations=list(registrations(driver, config)), tls=config.tls
     )

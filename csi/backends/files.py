@@ -15,7 +15,7 @@ from csi.backends.figures import figure
 from csi.backends.images import ImageDirectory
 from csi.backends.signature import look
 from csi.deadline import Deadline
-from csi.errors import DataLoss, DriverError, NoSpace, NotFound, Unavailable
+from csi.errors import Busy, DataLoss, DriverError, NoSpace, NotFound, Unavailable
 from csi.locks import ResourceLock
 from csi.log import get_logger
 from csi.model import MIB, VOLUME_ID, Capacity, Volume
@@ -68,7 +68,9 @@ class FilesBackend:
         with self._lock.hold(deadline), self._images.opened() as directory:
             existing = self._read(directory, volume_id)
             if existing is not None:
-                return existing
+                if existing.size_bytes == size_bytes and dict(existing.parameters) == dict(parameters):
+                    return existing
+                raise Busy(f"volume {volume_id}: it appeared in this moment, of another kind; repeat the request")
             self._check_space(directory, size_bytes)
             self._images.sidecars.write(volume_id, {"name": name, "parameters": dict(parameters), "blank": True})
             self._images.make(directory, volume_id, size_bytes=size_bytes)

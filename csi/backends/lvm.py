@@ -5,6 +5,7 @@ is noted in the state folder until it is complete: LVM commits a volume before i
 foreign filesystem there must neither be mounted as this volume nor keep it from ever being formatted.
 """
 
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from csi.backends.lvm_space import Space
 from csi.backends.signature import look
 from csi.backends.wipe import zero_ends
 from csi.deadline import Deadline, wait_until
-from csi.errors import Conflict, DataLoss, DriverError, InUse, NoSpace, NotFound, Timeout
+from csi.errors import Busy, CommandFailed, Conflict, DataLoss, DriverError, InUse, NoSpace, NotFound, Timeout
 from csi.log import get_logger
 from csi.model import VOLUME_ID, Capacity, Volume
 from csi.records import RecordStore
@@ -32,7 +33,7 @@ _AGE_FOR_CAPACITY = 2.0
 _AGE_IN_BACKGROUND = 30.0
 #: Least share of the metadata area that must be free for a new volume: a full one can't even be given a tag.
 _MDA_FREE = 0.10
-_CLOSE_SECONDS = 5.0
+_CLOSE_SECONDS = 3.0
 
 
 class LvmBackend:
@@ -85,13 +86,17 @@ class LvmBackend:
         """See Backend.create. One command, if the cached report is fresh. Raises Invalid for parameters too long."""
         if not VOLUME_ID.fullmatch(volume_id):
             raise ValueError(f"not a volume id: {volume_id!r}")
-        tags = lvm_tags.encode(pool=self._pool, name=name, parameters=parameters)
+        nonce = secrets.token_hex(8)
+        tags = lvm_tags.encode(pool=self._pool, name=name, parameters=parameters, nonce=nonce)
         with self._group.lock.hold(deadline):
             report = self._group.report(deadline, max_age=_AGE_FOR_CHECKS)
             if volume_id in report.lvs:
-                return self._get(report, volume_id)
+                existing = self._get(report, volume_id)
+                if existing.size_bytes == size_bytes and dict(existing.parameters) == dict(parameters):
+                    return existing
+                raise Busy(f"volume {volume_id}: it appeared in this moment, of another kind; repeat the request")
             report = self._checked(report, volume_id, size_bytes, deadline)
-            self._marks.begin(volume_id)
+            self._marks.begin(volume_id, nonce=nonce)
             report = self._make(report, volume_id, tags, size_bytes, deadline)
             node = self._group.device(report, report.lvs[volume_id], deadline)
         self._finish(volume_id, node)
@@ -107,8 +112,10 @@ class LvmBackend:
                 made=self._space.made,
                 deadline=deadline,
             )
-        except NoSpace:
+        except (NoSpace, CommandFailed) as error:
             after = self._group.cached()
+            if after is not None and volume_id in after.lvs:
+                raise Busy(f"volume {volume_id}: it appeared in this moment; repeat the request") from error
             if after is not None:
                 self._space.check(after, None, size_bytes)  # says it in bytes, if it sees it too
             raise
@@ -120,7 +127,8 @@ class LvmBackend:
             report = self._group.reread(deadline)
             lv = report.lvs.get(name)
             if lv is not None and self._is_mine(lv):
-                self._await_closed(name, deadline)
+                if lv.is_open:
+                    self._await_closed(name, deadline)
                 if self._space.wipes:
                     self._group.rename(lv, lvm_trash.new_name(), deadline)
                 else:
@@ -194,7 +202,7 @@ class LvmBackend:
                 report = self._group.reread(deadline)
                 self._get(report, name)
                 node = self._group.device(report, report.lvs[name], deadline)
-        if self._marks.is_incomplete(name):
+        if self._marks.is_incomplete(report.lvs[name]):
             self._finish(name, node)
         opened = self._get(report, name)
         return replace(opened, blank=opened.blank and look(node.path) == "")

@@ -82,7 +82,7 @@ class Group:
         return self._change(
             lambda: self.lvm.create(name, tags=tags, shape=shape, deadline=deadline),
             seen=seen,
-            done=lambda after: name in after.lvs,
+            done=lambda after: name in after.lvs and set(tags) <= set(after.lvs[name].tags),
             deadline=deadline,
         )
 

@@ -29,15 +29,14 @@ class Marks:
         self._backoff = Backoff()
         self._log = get_logger("lvm")
 
-    def begin(self, volume_id: str) -> None:
-        """A creation begins; what an earlier volume of this id left is void."""
-        if self._used.read(volume_id) is not None:
-            self._used.remove(volume_id)
-        self._creating.write(volume_id, {})
+    def begin(self, volume_id: str, *, nonce: str) -> None:
+        """A creation begins; the volume it makes will have the nonce in its tags."""
+        self._creating.write(volume_id, {"nonce": nonce})
 
-    def is_incomplete(self, volume_id: str) -> bool:
-        """True if a creation began and never ended: the volume was not given to anybody yet."""
-        return self._creating.read(volume_id) is not None
+    def is_incomplete(self, lv: Lv) -> bool:
+        """True if the creation of this very volume began and never ended: it was not given to anybody yet."""
+        fields = self._creating.read(lv.name)
+        return fields is not None and lvm_tags.made(str(fields.get("nonce"))) in lv.tags
 
     def complete(self, volume_id: str) -> None:
         """The creation is over."""

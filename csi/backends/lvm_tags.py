@@ -4,6 +4,7 @@ snode.format=1            version of this scheme
 snode.pool=fast           the pool
 snode.name=…              the CSI name, base64 of UTF-8: LVM allows only A-Za-z0-9_.+-/=!:&# in a tag
 snode.parameters=…        the parameters, base64 of compact JSON; absent when there are none
+snode.made=…              random; ties the volume to the note of its creation
 snode.blank               never held data; removed for good once the volume was used
 """
 
@@ -24,6 +25,7 @@ _FORMAT = "snode.format="
 _POOL = "snode.pool="
 _NAME = "snode.name="
 _PARAMETERS = "snode.parameters="
+_MADE = "snode.made="
 
 
 @dataclass(frozen=True)
@@ -38,9 +40,14 @@ class Label:
     damage: str = ""  # what could not be understood
 
 
-def encode(*, pool: str, name: str, parameters: Mapping[str, str]) -> list[str]:
+def made(nonce: str) -> str:
+    """The tag of the creation with this nonce."""
+    return f"{_MADE}{nonce}"
+
+
+def encode(*, pool: str, name: str, parameters: Mapping[str, str], nonce: str) -> list[str]:
     """The tags of a new volume. Raises Invalid when the parameters are too long for one tag."""
-    tags = [f"{_FORMAT}{FORMAT}", f"{_POOL}{pool}", f"{_NAME}{_pack(name)}", BLANK]
+    tags = [f"{_FORMAT}{FORMAT}", f"{_POOL}{pool}", f"{_NAME}{_pack(name)}", made(nonce), BLANK]
     if parameters:
         text = json.dumps(dict(parameters), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         tags.append(f"{_PARAMETERS}{_pack(text)}")

@@ -206,8 +206,9 @@ class IscsiConnector:
 
 def _recovers(session: Session, deadline: Deadline) -> bool:
     """True if a lost session comes back within a short time; its target may just have been restarted."""
+    seconds = min(_RECOVERY_SECONDS, deadline.remaining() / 2)  # the rest is for a new login
     try:
-        return wait_until(lambda: session.logged_in, deadline.within(_RECOVERY_SECONDS), what="the session")
+        return wait_until(lambda: session.logged_in, deadline.within(seconds), what="the session")
     except Timeout:
         return False
 

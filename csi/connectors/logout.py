@@ -1,6 +1,6 @@
 """From a session in any state to none: nothing in use, nothing unwritten, nothing left."""
 
-from collections.abc import Callable
+from pathlib import Path
 
 from csi.connectors.devices import Devices
 from csi.connectors.iscsiadm import Iscsiadm, error_of
@@ -35,14 +35,21 @@ class Logout:
                 self._settle(name, session, deadline)
                 self._flush(name, session, deadline)
             self._devices.write(unit / "delete", "1", deadline)
-            _wait_gone(unit.exists, f"SCSI device {unit.name}", deadline)
+            self._wait_gone(unit, session, deadline)
         if not session.exists:
             return
         code = self._iscsiadm.logout(session.number, deadline)
+        # 2, 21 and 22 mean that it was gone already, or that iscsid is not there to ask: sysfs knows which.
+        seconds = _GONE_SECONDS if code == 0 else 1.0
         try:
-            _wait_gone(lambda: session.exists, f"session {session.number} to {session.target}", deadline)
-        except Unavailable as error:
-            raise (error if code == 0 else error_of(code, f"logout from {session.target}")) from error
+            wait_until(lambda: not session.exists, deadline.within(seconds), what="the session to end")
+        except Timeout as error:
+            what = f"volume {session.volume_id}, logout from {session.target}"
+            if code in (0, 2, 21, 22):
+                raise Unavailable(
+                    f"{what}: session {session.number} is still there; see that iscsid runs and repeat"
+                ) from error
+            raise error_of(code, what) from error
 
     def undo(self, session: Session, deadline: Deadline) -> None:
         """End a session that did not lead to a verified disk, unless it is in use or there is no time left."""
@@ -77,9 +84,10 @@ class Logout:
                     raise
         self._log.warning("the disk is dead or has no device node, not flushed", disk=name, target=session.target)
 
-
-def _wait_gone(there: Callable[[], bool], what: str, deadline: Deadline) -> None:
-    try:
-        wait_until(lambda: not there(), deadline.within(_GONE_SECONDS), what=what)
-    except Timeout as error:
-        raise Unavailable(f"{what} does not go away; see the kernel's log and iscsid's, and repeat") from error
+    def _wait_gone(self, unit: Path, session: Session, deadline: Deadline) -> None:
+        try:
+            wait_until(lambda: not unit.exists(), deadline.within(_GONE_SECONDS), what="the disk to go")
+        except Timeout as error:
+            raise Unavailable(
+                f"volume {session.volume_id}: SCSI device {unit.name} does not go away; see the kernel's log"
+            ) from error

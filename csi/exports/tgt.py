@@ -64,7 +64,7 @@ class TgtExport:
         self._lock = ResourceLock("tgtd")
         # Targets that a thread works on without the lock while commands in flight end; entered under the lock.
         self._busy: list[str] = []
-        # A restore that was cut off may have left tgtd offline: looked at once, and after each restore that failed.
+        # Work that was cut off may have left tgtd offline, or accounts: looked at once, and after each failure.
         self._look_deep = True
         self._version: tuple[int, ...] | None = None
         self._log = get_logger("tgt")
@@ -111,7 +111,7 @@ class TgtExport:
             self._audit(wanted, targets, deadline)
             if deep or restored:
                 self._look_after_crash(wanted.values(), deadline)
-            self._look_deep = bool(failures)
+            self._look_deep = False
         strays = [name for name in targets if _ours(name) and name not in wanted and name not in self._busy]
         for name in strays:
             # Without the lock: no name is ever used twice, so nobody makes what is a stray now.
@@ -119,6 +119,7 @@ class TgtExport:
             with _collected(failures):
                 self._targets.fence(name, (), deadline.within(_STUCK_SECONDS))
         if failures:
+            self._look_deep = True
             raise Unavailable(f"{len(failures)} target(s) are not as they should be: {'; '.join(failures[:5])}")
 
     def problems(self, deadline: Deadline) -> list[str]:

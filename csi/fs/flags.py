@@ -114,10 +114,7 @@ def check_mount_flags(fs_type: str, flags: Sequence[str]) -> None:
 
 
 def mount_options(fs_type: str, flags: Sequence[str], *, readonly: bool) -> str:
-    """The checked value of `mount --options=`. Raises Invalid as check_mount_flags does.
-
-    It names ro or rw always: without rw, mount(8) falls back to read-only by itself on a write-protected device.
-    """
+    """The checked value of `mount --options=`. Raises Invalid as check_mount_flags does."""
     check_mount_flags(fs_type, flags)
     options = ["ro" if readonly else "rw", *ALWAYS]
     if fs_type == "xfs":

@@ -185,6 +185,8 @@ def _mkfs_failed(device: Path, result: Result) -> DriverError:
     words = last_words(result)
     if "in use" in said or "is mounted" in said or "resource busy" in said:
         return InUse(f"{device}: not formatted, since something holds it ({words}); release it and repeat")
+    if "Operation not permitted" in said or "Read-only" in said:
+        return InUse(f"{device}: not formatted, since it is read-only ({words}); publish the volume writable")
     if "Proceed anyway" in said or "existing filesystem" in said or "overwrite" in said:
         return DataLoss(f"{device}: not formatted, since mkfs found something on it ({words}); look at it by hand")
     if "Input/output error" in said or "No such" in said or "short write" in said:

@@ -88,7 +88,8 @@ class Mounts:
             return
         with paths.opened(target) as fd:
             argv = [*_MOUNT, f"--types={fs_type}", f"--options={options}", f"--source={device}"]
-            argv.append(f"--target=/proc/self/fd/{fd}")
+            # The option rw alone lets mount(8) fall back to read-only on a write-protected device.
+            argv += ["--read-only" if readonly else "--read-write", f"--target=/proc/self/fd/{fd}"]
             result = self._run(argv, deadline, fds=(fd,))
         layers = self.at(target)
         if not layers:
@@ -244,7 +245,7 @@ def _mount_failed(source: Path, target: Path, flags: Sequence[str], result: Resu
         return InUse(f"{begin}. Something else holds the device or the target; end that, then repeat")
     if "write-protected" in said or "read-only" in said:
         return InUse(f"{begin}. The device is read-only: ask for the volume read-only, or publish it writable")
-    if "not a directory" in said:
+    if "not a directory" in said.lower():
         return Invalid(f"{begin}. Source and target must both be folders, or both be files")
     if any(words in said for words in ("Input/output error", "does not exist", "No such", "no medium")):
         return Unavailable(f"{begin}. See the connection to the SNODE and dmesg, then repeat")

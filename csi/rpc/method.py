@@ -130,10 +130,10 @@ def _call(
             with servicer.calls.slots.take() if slot else nullcontext():
                 response = function(servicer, request, deadline)
         except DriverError as error:
-            message = _fit(without(str(error), hidden_values(request)))
-            outcome = _Failure(code_of(error), message)
-            _log.warning("rpc", code=outcome.code.name, ms=_ms(began), error=message)
-            return outcome
+            text, code = str(error), code_of(error)
+            _log.warning("rpc", code=code.name, ms=_ms(began), error=without(text, hidden_values(request)))
+            # The caller sent the mount flags, and must be told which one is wrong; the log need not know it.
+            return _Failure(code, _fit(without(text, hidden_values(request, but=frozenset({"mount_flags"})))))
         except Exception as error:  # noqa: BLE001 - the caller must get a status whatever happens
             # The text of an unforeseen exception may hold anything, so the caller gets its class and the log the rest.
             text = without("".join(traceback.format_exception(error)), hidden_values(request))

@@ -26,9 +26,9 @@ def redacted(message: Message) -> dict[str, Any]:
     return {field.name: _shown(field, value) for field, value in message.ListFields()}
 
 
-def hidden_values(message: Message) -> frozenset[str]:
-    """Every text in the hidden fields of a message that is long enough to be searched for."""
-    return frozenset(text for text in _hidden_texts(message) if len(text) >= _SHORTEST_SECRET)
+def hidden_values(message: Message, *, but: frozenset[str] = frozenset()) -> frozenset[str]:
+    """Every text in the hidden fields of a message (without those named in `but`) that is worth searching for."""
+    return frozenset(text for text in _hidden_texts(message, but) if len(text) >= _SHORTEST_SECRET)
 
 
 def without(text: str, secrets: frozenset[str]) -> str:
@@ -68,12 +68,14 @@ def _short(text: str) -> str:
     return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}… ({len(text)} characters)"
 
 
-def _hidden_texts(message: Message) -> Iterator[str]:
+def _hidden_texts(message: Message, but: frozenset[str]) -> Iterator[str]:
     for field, value in message.ListFields():
+        if field.name in but:
+            continue
         if _is_hidden(field):
             yield from (str(item) for item in (value.values() if _is_map(field) else value))
         elif isinstance(value, Message):
-            yield from _hidden_texts(value)
+            yield from _hidden_texts(value, but)
         elif field.message_type is not None and not _is_map(field):
             for item in value:
-                yield from _hidden_texts(item)
+                yield from _hidden_texts(item, but)

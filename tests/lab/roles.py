@@ -16,7 +16,8 @@ PORT = 3260
 # The folders that a real machine keeps over a reboot and that the guests' overlay would forget.
 KEPT = ("/var/lib/snode", "/var/lib/iscsi", "/etc/iscsi", "/etc/lvm", "/var/lib/kubelet")
 _DM_MODULES = "dm-mod dm-thin-pool dm-snapshot dm-raid raid1 raid456 loop"
-_ISCSI_MODULES = "iscsi_tcp sd_mod crc32c"
+# loop: the driver on a node looks for it, whatever its volumes are.
+_ISCSI_MODULES = "iscsi_tcp sd_mod crc32c loop"
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ def start_driver(
     """
     if PROJECT.is_relative_to("/tmp"):
         raise LabError(f"guests do not see the host's /tmp, where the project is: {PROJECT}")
-    path = "/etc/snode/config.toml"
+    path = "/etc/snode/snode.toml"
     guest.write(path, config, mode=0o600)
     python = PROJECT / ".venv/bin/python"
     guest.sh(["rm", "-f", socket])

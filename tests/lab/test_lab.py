@@ -61,10 +61,10 @@ def test_commands_answer_with_code_and_output(pair: list[Guest]) -> None:
 def test_many_commands_run_at_once(pair: list[Guest], say: Say) -> None:
     began = time.monotonic()
     commands = [f"sleep .5; echo {number} {'x' * 900}" for number in range(20)]
-    answers = [pair[0].lab.each([pair[0]] * 20, lambda guest: guest.sh(commands.pop()))]
-    assert {int(answer.split()[0]) for answer in answers[0]} == set(range(20))
+    answers = pair[0].lab.each([pair[0]] * 20, lambda guest: guest.sh(commands.pop()))
+    assert {int(answer.split()[0]) for answer in answers} == set(range(20))
     say(f"20 x `sleep .5` at once: {seconds(began)}")
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 9  # one after the other they take over 10
 
 
 def test_command_ends_before_the_daemon_it_left(pair: list[Guest]) -> None:

@@ -60,6 +60,7 @@ def swapping(folder: Path, victim: Path) -> Iterator[None]:
         thread.join()
         if folder.is_symlink():
             libc.renameat2(_AT_FDCWD, bytes(folder), _AT_FDCWD, bytes(link), _RENAME_EXCHANGE)
+        link.unlink()
 
 
 @pytest.fixture
@@ -108,4 +109,5 @@ def make_disk(scratch: Path) -> Iterator[MakeDisk]:
         if scratch in mount.mount_point.parents:
             tool("umount", str(mount.mount_point))
     for device in made:
+        tool("blockdev", "--setrw", str(device))  # a device left read-only would be so for its next user
         tool("losetup", "--detach", str(device))

@@ -18,7 +18,7 @@ REFUSED = [
     *["errors=panic", "fatal_errors=panic", "barrier=0", "nobarrier", "norecovery", "noload", "abort", "debug", "dax"],
     *["-o", "-o x", "--bind", "a,b", "noatime,suid", "noatime,bind", "a b", " noatime", "noatime ", "noatime\n", "\t"],
     *["", ",", "=", "noatime=1", "commit=", "commit=-1", "commit=1e9", "commit=1,dev", "commit", "data", "data=none"],
-    *["NOATIME", "nöatime", "noatime\0", "noatime\0suid", "commit=٣", "a" * 5000, "noatime" * 100],  # noqa: RUF001
+    *["NOATIME", "nöatime", "noatime\0", "noatime\0suid", "commit=٣", "a" * 5000, "noatime" * 100],
     *["context=", 'context="', "context=a", "context=a:b", f"context={LABEL},suid", f'context="{LABEL}",suid'],
     *[
         f'context="{LABEL}',

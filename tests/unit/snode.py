@@ -1,0 +1,96 @@
+"""A SNODE in one process for tests: sparse files exported by a (fake) tgtd, killed and started again at will."""
+
+from pathlib import Path
+
+from csi.backends.files import FilesBackend
+from csi.deadline import Deadline
+from csi.exports.tgt import TgtExport
+from csi.locks import VolumeLocks
+from csi.model import AccessMode, Capability, NodeId, Volume
+from csi.publications import Publications
+from csi.records import RecordStore
+from csi.run import Boundary, no_boundary
+from csi.sealing import NodeKey
+from csi.volumes import Pool, Volumes
+from tests.fakes.runner import FakeRunner
+from tests.fakes.tgt import FakeTgtd
+
+MIB = 1 << 20
+WRITER = Capability(AccessMode.SINGLE_NODE_WRITER)
+
+
+class Snode:
+    """The use cases over a folder and a fake tgtd, both of which outlive `kill`."""
+
+    def __init__(self, folder: Path, tgtd: FakeTgtd, *, boundary: Boundary = no_boundary) -> None:
+        self._folder = folder
+        self._tgtd = tgtd
+        self.node = _node(folder, "c1")
+        self.other = _node(folder, "c2")
+        self.start(boundary)
+
+    def start(self, boundary: Boundary = no_boundary) -> None:
+        """Make all objects anew from what is on disk, as after a kill."""
+        state = self._folder / "state"
+        state.mkdir(parents=True, exist_ok=True)
+        self.publications = Publications(RecordStore(state / "publications", boundary=boundary))
+        self.backend = FilesBackend(
+            "files", directory=self._folder / "pool", state=state / "pools" / "files", boundary=boundary
+        )
+        self.export = TgtExport(
+            self._tgtd.path, portals=["127.0.0.1:3260"], runner=FakeRunner({}), boundary=boundary
+        )
+        self.volumes = Volumes(
+            {"files": Pool(self.backend, self.export)},
+            default_pool="files",
+            publications=self.publications,
+            locks=VolumeLocks(state / "locks"),
+        )
+
+    def create(self, name: str = "a", *, size_bytes: int = 8 * MIB, limit_bytes: int = 0) -> Volume:
+        """CreateVolume."""
+        return self.volumes.create(
+            name=name,
+            required_bytes=size_bytes,
+            limit_bytes=limit_bytes,
+            capabilities=[WRITER],
+            parameters={},
+            requisite=[],
+            deadline=soon(),
+        )
+
+    def publish(
+        self, volume_id: str, node: NodeId | None = None, *, capability: Capability = WRITER, readonly: bool = False
+    ) -> dict[str, str]:
+        """ControllerPublishVolume."""
+        return self.volumes.publish(
+            volume_id, node_id=str(node or self.node), capability=capability, readonly=readonly, deadline=soon()
+        )
+
+    def unpublish(self, volume_id: str, node: NodeId | None = None) -> None:
+        """ControllerUnpublishVolume."""
+        self.volumes.unpublish(volume_id, node_id=str(node) if node else "", deadline=soon())
+
+    def unpublish_all(self) -> None:
+        """ControllerUnpublishVolume of everything."""
+        for publication in self.publications.all():
+            self.unpublish(publication.volume_id)
+
+    def targets(self) -> set[str]:
+        """The names of all targets in tgtd."""
+        return {target.name for target in self._tgtd.targets.values()}
+
+    def files(self) -> set[str]:
+        """Everything in the pool's folder and the pool's state."""
+        folders = (self._folder / "pool", self._folder / "state" / "pools", self._folder / "state" / "publications")
+        return {path.name for folder in folders for path in folder.rglob("*") if path.is_file()} - {"pool.json"}
+
+
+def soon() -> Deadline:
+    """A deadline that no test should reach."""
+    return Deadline.after(20)
+
+
+def _node(folder: Path, name: str) -> NodeId:
+    key = NodeKey.load(RecordStore(folder / name))
+    return NodeId(name=name, public_key=key.public, initiator=f"iqn.1993-08.org.debian:01:{name}")

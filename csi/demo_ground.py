@@ -58,6 +58,8 @@ class Ground:
     def __init__(self, runner: Runner, deadline: Deadline) -> None:
         self._runner = runner
         self._undo = ExitStack()
+        if not Path("/dev/loop-control").exists():
+            runner.run(["modprobe", "-q", "loop"], deadline=deadline, ok=None)
         self.reason = why_not_iscsi(runner, deadline)
         self.folder = Path(tempfile.mkdtemp(prefix="snode-demo-", dir="/var/tmp"))
         self._undo.callback(self._remove_folder)
@@ -164,12 +166,7 @@ class Ground:
         ours = self.folder / "initiatorname.iscsi"
         ours.write_text(f"InitiatorName=iqn.2026-11.io.snode:demo-{os.getpid()}\n")
         Path("/run/lock/iscsi").mkdir(exist_ok=True)
-        argv = [
-            "iscsid",
-            "--foreground",
-            f"--initiatorname={ours}",
-            f"--pid={self.folder}/iscsid.pid",
-        ]
+        argv = ["iscsid", "--foreground", f"--initiatorname={ours}"]
         service = Service(argv, log=self.folder / "iscsid.log")
         self._undo.callback(service.stop)
         self._wait(service, lambda: _listens(_ISCSID_SOCKET), deadline, what="iscsid")

@@ -68,9 +68,10 @@ class Devices:
         try:
             wait_until(lambda: self.has_node(name), deadline.within(_NODE_SECONDS), what=f"the device node {path}")
         except Timeout as error:
+            number = self.attribute(name, "dev") or "gone"
             raise Unavailable(
-                f"{path}: no device node of the disk {name} ({self.attribute(name, 'dev') or 'gone'}); the driver must see the host's /dev "
-                "(in a container, mount it), then repeat"
+                f"{path}: no device node of the disk {name} ({number}); the driver must see the host's /dev (in a "
+                "container, mount it), then repeat"
             ) from error
 
     def has_node(self, name: str) -> bool:

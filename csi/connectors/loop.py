@@ -109,8 +109,13 @@ class LoopConnector:
                 self._set_capacity(names[0], deadline)
             return self._devices.size_bytes(names[0]) >= size_bytes
 
-        what = f"{names[0]} of volume {volume_id} to reach {size_bytes} bytes"
-        wait_until(grown, deadline, what=what, first=0.05, most=1.0)
+        try:
+            wait_until(grown, deadline, what="the new size", first=0.05, most=1.0)
+        except Timeout as error:
+            raise Timeout(
+                f"volume {volume_id}: {names[0]} has {self._devices.size_bytes(names[0])} bytes, not yet {size_bytes} "
+                "bytes; see that its file has the new size, and repeat"
+            ) from error
         return self._verified(names[0], volume_id, size_bytes=size_bytes)
 
     def problems(self, deadline: Deadline) -> list[str]:

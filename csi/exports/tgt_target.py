@@ -8,12 +8,12 @@ not allow: a target without a rule lets nobody in, and a rule never stands witho
 import os
 import re
 import stat
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from csi.deadline import Deadline, wait_until
-from csi.errors import CommandFailed, DriverError, Unavailable
+from csi.errors import CommandFailed, DriverError, Timeout, Unavailable
 from csi.exports import tgt_show
 from csi.exports.tgt_client import TgtClient
 from csi.exports.tgt_show import Target, shown_mb
@@ -154,11 +154,7 @@ class Targets:
         self._check_device(publication)
         client.set_target(tid, "state", "offline", deadline)
         try:
-            wait_until(
-                lambda: self._close_all(tid, name, deadline),
-                deadline,
-                what=f"the commands in flight to target {name} to end",
-            )
+            self._until(lambda: self._close_all(tid, name, deadline), f"target {name}: not reopened", deadline)
         except Exception:
             with suppress(DriverError):  # let the node go on with the old size; the error that counts is raised
                 client.set_target(tid, "state", "ready", Deadline.after(5.0))
@@ -175,11 +171,7 @@ class Targets:
         in flight do not end in time: the target then lets in nobody, and a repetition goes on.
         """
         users = set(accounts)
-        wait_until(
-            lambda: self._fence_step(name, users, deadline),
-            deadline,
-            what=f"the commands in flight to target {name} to end",
-        )
+        self._until(lambda: self._fence_step(name, users, deadline), f"target {name}: not removed", deadline)
         self.drop_accounts(users, deadline)
 
     def drop_accounts(self, users: Collection[str], deadline: Deadline) -> None:
@@ -195,6 +187,16 @@ class Targets:
         if foreign:
             self._close(target.tid, deadline, only=foreign)
             self._log.warning("closed sessions that no publication allows", target=target.name, sessions=len(foreign))
+
+    def _until(self, step: Callable[[], bool], undone: str, deadline: Deadline) -> None:
+        """Repeat a step until it has done all. Its wait is for the disk: closed connections leave commands behind."""
+        try:
+            wait_until(step, deadline, what="commands in flight")
+        except Timeout as error:
+            raise Timeout(
+                f"{undone} in time: commands of the node are in flight on a slow disk, or tgtd is slow; repeat the "
+                "request, it goes on from here"
+            ) from error
 
     def _fence_step(self, name: str, users: set[str], deadline: Deadline) -> bool:
         """Go as far as it goes now; True when the target is gone.

@@ -86,11 +86,11 @@ def build_root(modules: str, share: str) -> None:
     os.makedirs("/run/lock/iscsi")
 
 
-def reap(agent: int) -> None:
-    """Waits for orphans for ever; a guest whose agent ended is of no use to anybody and ends too."""
+def reap(child: int) -> None:
+    """Waits for orphans for ever; a guest whose other process here ended is of no use to anybody and ends too."""
     while True:
         pid, _ = os.wait()
-        if pid == agent:
+        if pid == child:
             power_off()
 
 
@@ -98,7 +98,7 @@ def power_off() -> None:
     _LIBC.reboot(_POWER_OFF)
 
 
-class Agent:
+class Commands:
     """Runs the commands that come in, each in a thread of its own."""
 
     def __init__(self, line: int) -> None:
@@ -235,11 +235,11 @@ def kill_group(process: "subprocess.Popen[bytes]", number: int) -> None:
 def main() -> None:
     build_root(os.environ.pop("MODULES"), os.environ.pop("SHARE"))
     os.environ.update(_ENVIRONMENT)
-    if agent := os.fork():
-        reap(agent)
+    if child := os.fork():
+        reap(child)
     line = os.open(_SERIAL, os.O_RDWR | os.O_NOCTTY)
     tty.setraw(line)
-    Agent(line).serve()
+    Commands(line).serve()
 
 
 if __name__ == "__main__" and os.getpid() == 1:

@@ -92,7 +92,7 @@ def block(mode: str = "SINGLE_NODE_WRITER") -> pb.VolumeCapability:
 
 
 def _mode(mode: str) -> pb.VolumeCapability.AccessMode:
-    return pb.VolumeCapability.AccessMode(mode=pb.VolumeCapability.AccessMode.Mode.Value(mode))
+    return pb.VolumeCapability.AccessMode(mode=mode)
 
 
 def create(name: str = "one", **fields: Any) -> pb.CreateVolumeRequest:

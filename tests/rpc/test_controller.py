@@ -135,9 +135,7 @@ _MANY = {f"key-{at}": "v" * 100 for at in range(50)}
         (create(mutable_parameters={"iops": "1"}), ["mutable_parameters: not supported"]),
         (
             create(
-                volume_content_source=pb.VolumeContentSource(
-                    volume=pb.VolumeContentSource.VolumeSource(volume_id=ID)
-                )
+                volume_content_source=pb.VolumeContentSource(volume=pb.VolumeContentSource.VolumeSource(volume_id=ID))
             ),
             ["volume_content_source"],
         ),

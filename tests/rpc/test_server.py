@@ -274,7 +274,7 @@ def test_a_deadline_of_the_client_reaches_the_use_case(endpoint: Endpoint) -> No
         stub: Any = csi_pb2_grpc.ControllerStub(opened)
         stub.CreateVolume(create(), timeout=7)
         stub.CreateVolume(create())
-        assert 5 < server.volumes.deadlines[0] <= 7
+        assert 5 < server.volumes.deadlines[0] < 7.5  # gRPC rounds up a little
         assert server.volumes.deadlines[1] > 60
 
 

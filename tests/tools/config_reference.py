@@ -36,9 +36,11 @@ def page() -> str:
     for section, (title, text) in _SECTIONS.items():
         parts += [f"## {title}\n", *([text] if text else []), _table(settings_of(section), variables=True)]
     parts.append("## [pools.NAME]\n")
-    parts.append("One table for each pool. A StorageClass names it: `parameters: {pool: NAME}`. Set in the file only.\n")
+    parts.append(
+        "One table for each pool. A StorageClass names it: `parameters: {pool: NAME}`. Set in the file only.\n"
+    )
     for kind in POOL_TYPES:
-        parts += [f"### type = \"{kind}\"\n", _table(settings_of("pools", pool_type=kind), variables=False)]
+        parts += [f'### type = "{kind}"\n', _table(settings_of("pools", pool_type=kind), variables=False)]
     return "\n".join(parts)
 
 

@@ -37,10 +37,11 @@ def stub(folder: Path) -> Iterator[Stub]:
         listener.listen(8)
 
         def answer() -> None:
-            connection, _ = listener.accept()
-            with connection, contextlib.suppress(ConnectionError):
-                connection.recv(REQUEST.size, socket.MSG_WAITALL)
-                behave(connection)
+            with contextlib.suppress(OSError):  # the client may have left already
+                connection, _ = listener.accept()
+                with connection:
+                    connection.recv(REQUEST.size, socket.MSG_WAITALL)
+                    behave(connection)
 
         threads.append(threading.Thread(target=answer, daemon=True))
         threads[0].start()

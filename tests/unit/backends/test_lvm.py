@@ -1,0 +1,486 @@
+from pathlib import Path
+
+import pytest
+
+from csi.backends.lvm_thick import Thick
+from csi.backends.lvm_thin import Thin
+from csi.errors import (
+    Busy,
+    CommandFailed,
+    Conflict,
+    DataLoss,
+    DriverError,
+    InUse,
+    Invalid,
+    NoSpace,
+    NotFound,
+    Unavailable,
+)
+from csi.model import Volume, volume_id_of
+from tests.fakes.crash import Crash, CrashAt
+from tests.fakes.lvm import FakeVg
+from tests.unit.backends.rig import EXT4, MIB, Rig, soon
+
+LONGEST_NAME = "ü" * 64  # 128 bytes of UTF-8
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Rig:
+    return Rig(tmp_path)
+
+
+# -- one volume, from its creation on --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["pvc-1", LONGEST_NAME, "@-=,/ \0 tab\t \U0001f600", "-" * 128])
+def test_create_makes_one_labelled_volume(rig: Rig, name: str) -> None:
+    parameters = {"pool": "fast", "fsType": "xfs", "note": "a,b=c ü"}
+    volume = rig.create(name, size_bytes=4 * MIB, parameters=parameters)
+    assert volume == Volume(
+        volume_id=volume_id_of(name),
+        name=name,
+        pool="fast",
+        size_bytes=4 * MIB,
+        device=rig.lvm.device(volume_id_of(name)),
+        blank=True,
+        parameters=parameters,
+    )
+    rig.start()
+    assert rig.backend.find(volume.volume_id, soon()) == volume
+    assert rig.backend.list_volumes(soon()) == [volume]
+    assert rig.records() == []
+
+
+def test_create_costs_one_command_and_publish_none(rig: Rig) -> None:
+    rig.backend.tend(soon())  # the background has read the group before
+    before = len(rig.runner.calls)
+    volume = rig.create()
+    assert [call[0] for call in rig.runner.calls[before:]] == ["lvcreate"]
+    before = len(rig.runner.calls)
+    found = rig.backend.find(volume.volume_id, soon())
+    assert found is not None
+    assert rig.backend.open_for_export(found, soon()) == volume
+    rig.backend.mark_used(volume)
+    assert rig.runner.calls[before:] == []
+
+
+def test_every_command_sees_our_disks_only(rig: Rig) -> None:
+    rig.create()
+    rig.delete()
+    rig.settle()
+    for call in rig.runner.calls:
+        config = next(word for word in call if word.startswith("--config="))
+        if call[0] != "pvs":  # the search itself; the fake checks that the others reject the rest
+            assert '"a|^/dev/sda$|","r|.*|"' in config
+
+
+def test_create_again_gives_the_same_volume(rig: Rig) -> None:
+    first = rig.create()
+    assert rig.create() == first
+    again = rig.backend.create(
+        first.volume_id, name="one", size_bytes=first.size_bytes, parameters=first.parameters, deadline=soon()
+    )
+    assert again == first
+    assert rig.thick_names == [first.volume_id]
+
+
+def test_create_refuses_what_is_not_an_id(rig: Rig) -> None:
+    for volume_id in ("../x", "vg0/x", "-x", "v-short", "v-" + "a" * 27, ""):
+        with pytest.raises(ValueError, match="not a volume id"):
+            rig.backend.create(volume_id, name="x", size_bytes=MIB, parameters={}, deadline=soon())
+        assert rig.backend.find(volume_id, soon()) is None
+
+
+def test_create_refuses_parameters_that_no_tag_holds(rig: Rig) -> None:
+    with pytest.raises(Invalid, match=r"parameters: \d+ characters as an LVM tag, at most 1024"):
+        rig.create(parameters={"pool": "fast", "x": "y" * 800})
+    assert rig.thick_names == []
+
+
+def test_create_leaves_a_foreign_volume_of_its_name_alone(rig: Rig) -> None:
+    volume_id = volume_id_of("one")
+    rig.lvm.add(volume_id, extents=1, active=False)
+    assert rig.backend.find(volume_id, soon()) is None
+    with pytest.raises(Conflict, match="not of pool fast"):
+        rig.backend.create(volume_id, name="one", size_bytes=MIB, parameters={}, deadline=soon())
+    assert rig.backend.list_volumes(soon()) == []
+
+
+def test_create_never_touches_a_volume_that_appeared_meanwhile(rig: Rig) -> None:
+    """Another process made it after our report; its data must not be taken for leftovers."""
+    rig.backend.round_size(1)
+    other = Rig(rig.folder / "other")
+    other.lvm = rig.lvm
+    other.runner.programs = rig.lvm.programs
+    other.nodes = rig.nodes
+    other.start()
+    volume = other.create()
+    rig.stage_fs(volume)
+    with pytest.raises(Busy, match="appeared"):
+        rig.backend.create(volume.volume_id, name="one", size_bytes=4 * MIB, parameters={}, deadline=soon())
+    found = rig.backend.find(volume.volume_id, soon())
+    assert found is not None
+    opened = rig.backend.open_for_export(found, soon())
+    assert not opened.blank
+    assert volume.device.read_bytes()[1024:2048] == bytes(EXT4)
+
+
+# -- killed and failing commands -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("midway", [False, True])
+def test_killed_at_lvcreate_then_retry(rig: Rig, after: bool, midway: bool) -> None:
+    rig.lvm.stale = bytes(1024) + bytes(EXT4)  # an old filesystem on the extents
+    if midway:
+        rig.lvm.midway.add("lvcreate")
+    rig.runner.fail("lvcreate", after=after, reply=None)
+    with pytest.raises(Crash):
+        rig.create()
+    rig.lvm.midway.clear()
+    rig.start()
+    volume = rig.create()
+    opened = rig.backend.open_for_export(volume, soon())
+    assert opened.blank, "nobody was ever given it, so what is on it is not its data"
+    assert rig.thick_names == [volume.volume_id]
+    assert rig.records() == []
+
+
+@pytest.mark.parametrize("reply", [(5, "", "  Something new.\n"), (137, "", "")])
+@pytest.mark.parametrize("after", [False, True])
+def test_lvcreate_fails(rig: Rig, after: bool, reply: tuple[int, str, str]) -> None:
+    rig.runner.fail("lvcreate", after=after, reply=reply)
+    if after:
+        volume = rig.create()  # it is there, so it is a success
+        assert rig.backend.open_for_export(volume, soon()).blank
+    else:
+        with pytest.raises(CommandFailed, match="lvcreate"):
+            rig.create()
+        rig.create()
+    assert rig.thick_names == [volume_id_of("one")]
+
+
+def test_lvcreate_stopped_midway_in_a_living_driver(rig: Rig) -> None:
+    rig.lvm.stale = bytes(1024) + bytes(EXT4)
+    rig.lvm.midway.add("lvcreate")
+    volume = rig.create()
+    assert rig.backend.open_for_export(volume, soon()).blank
+    assert rig.records() == []
+
+
+def test_success_that_changed_nothing_is_a_failure(rig: Rig) -> None:
+    rig.runner.fail("lvcreate", reply=(0, "created", ""))
+    with pytest.raises(Unavailable, match="changed nothing"):
+        rig.create()
+
+
+def test_killed_at_each_record_of_a_creation(rig: Rig) -> None:
+    for step in range(1, 40):
+        rig.start(boundary=CrashAt(step))
+        try:
+            rig.create()
+        except Crash:
+            rig.start()
+            volume = rig.create()
+            assert rig.backend.open_for_export(volume, soon()).blank
+            assert rig.thick_names == [volume.volume_id]
+            rig.delete()
+            rig.settle()
+            assert rig.records() == []
+        else:
+            assert step > 5
+            return
+    pytest.fail("the creation has no end")
+
+
+def test_a_new_volume_is_not_haunted_by_the_marks_of_the_old_one(rig: Rig) -> None:
+    """Crash between the removal of the volume and of its records."""
+    volume = rig.create()
+    rig.backend.mark_used(volume)
+    rig.runner.fail("lvrename", after=True, reply=None)
+    with pytest.raises(Crash):
+        rig.delete()
+    rig.start()
+    assert rig.backend.open_for_export(rig.create(), soon()).blank
+
+
+# -- blank -----------------------------------------------------------------------------------------------------------
+
+
+def test_used_is_for_good(rig: Rig) -> None:
+    volume = rig.create()
+    rig.backend.mark_used(volume)
+    rig.start()
+    found = rig.backend.find(volume.volume_id, soon())
+    assert found is not None and not found.blank
+    assert not rig.backend.open_for_export(volume, soon()).blank
+    assert "snode.blank" in rig.lvm.lvs[volume.volume_id].tags
+    rig.settle()
+    assert "snode.blank" not in rig.lvm.lvs[volume.volume_id].tags
+    assert rig.records() == []
+    assert rig.runner.count("--deltag=snode.blank") == 1
+    assert not rig.backend.open_for_export(volume, soon()).blank
+
+
+def test_mark_stays_when_the_tag_cannot_be_written(rig: Rig) -> None:
+    volume = rig.create()
+    rig.backend.mark_used(volume)
+    rig.runner.fail("--deltag=snode.blank", reply=(5, "", "  Failed to write VG vg0.\n"))
+    rig.settle()
+    assert rig.runner.count("--deltag=snode.blank") == 1, "not again at once"
+    rig.start()
+    assert not rig.backend.open_for_export(volume, soon()).blank
+    rig.settle()
+    assert rig.records() == []
+
+
+def test_a_filesystem_makes_it_not_blank(rig: Rig) -> None:
+    volume = rig.create()
+    rig.stage_fs(volume)
+    assert not rig.backend.open_for_export(volume, soon()).blank
+    with volume.device.open("r+b") as file:
+        file.write(bytes(4096))
+    assert rig.backend.open_for_export(volume, soon()).blank, "only mark_used is for good, and the caller does that"
+
+
+def test_unreadable_is_not_blank(rig: Rig) -> None:
+    volume = rig.create()
+    with volume.device.open("r+b") as file:
+        file.truncate(0)
+    with pytest.raises(Unavailable, match="has no size"):
+        rig.backend.open_for_export(volume, soon())
+
+
+# -- the device ------------------------------------------------------------------------------------------------------
+
+
+def test_open_activates_after_a_reboot(rig: Rig) -> None:
+    volume = rig.create()
+    rig.lvm.reboot()
+    rig.start()
+    assert rig.backend.open_for_export(volume, soon()) == volume
+    assert rig.runner.count("lvchange", "--activate=y") == 1
+
+
+def test_open_refuses_another_device(rig: Rig) -> None:
+    volume = rig.create()
+    rig.nodes.wrong[volume.volume_id] = "LVM-other"
+    with pytest.raises(DataLoss, match="not volume"):
+        rig.backend.open_for_export(volume, soon())
+
+
+def test_open_of_a_vanished_volume(rig: Rig) -> None:
+    volume = rig.create()
+    del rig.lvm.lvs[volume.volume_id]
+    with pytest.raises(NotFound):
+        rig.backend.open_for_export(volume, soon())
+
+
+def test_open_sees_a_size_that_an_administrator_changed(rig: Rig) -> None:
+    volume = rig.create()
+    rig.lvm.lvs[volume.volume_id].extents = 8
+    rig.lvm.activate(volume.volume_id)
+    assert rig.backend.open_for_export(volume, soon()).size_bytes == 8 * MIB
+
+
+# -- grow ------------------------------------------------------------------------------------------------------------
+
+
+def test_grow(rig: Rig) -> None:
+    volume = rig.create()
+    grown = rig.backend.grow(volume, size_bytes=9 * MIB, deadline=soon())
+    assert grown.size_bytes == 9 * MIB
+    assert rig.backend.find(volume.volume_id, soon()) == grown
+    assert rig.backend.grow(volume, size_bytes=9 * MIB, deadline=soon()) == grown
+    assert rig.backend.grow(volume, size_bytes=4 * MIB, deadline=soon()) == grown, "never smaller"
+    assert rig.runner.count("lvextend") == 1
+    with pytest.raises(NoSpace, match=r"1000\.0 MiB|991\.0 MiB"):
+        rig.backend.grow(volume, size_bytes=1000 * MIB, deadline=soon())
+
+
+@pytest.mark.parametrize("midway", [False, True])
+@pytest.mark.parametrize("after", [False, True])
+def test_killed_at_lvextend_then_retry(rig: Rig, after: bool, midway: bool) -> None:
+    volume = rig.create()
+    if midway:
+        rig.lvm.midway.add("lvextend")
+    rig.runner.fail("lvextend", after=after, reply=None)
+    with pytest.raises(Crash):
+        rig.backend.grow(volume, size_bytes=9 * MIB, deadline=soon())
+    rig.lvm.midway.clear()
+    rig.start()
+    assert rig.backend.grow(volume, size_bytes=9 * MIB, deadline=soon()).size_bytes == 9 * MIB
+    assert rig.backend.open_for_export(volume, soon()).size_bytes == 9 * MIB
+    assert rig.lvm.lvs[volume.volume_id].table_extents == 9
+    assert not rig.lvm.lvs[volume.volume_id].suspended
+
+
+def test_open_resumes_what_a_killed_extend_left_suspended(rig: Rig) -> None:
+    volume = rig.create()
+    rig.lvm.midway.add("lvextend")
+    rig.runner.fail("lvextend", after=True, reply=None)
+    with pytest.raises(Crash):
+        rig.backend.grow(volume, size_bytes=9 * MIB, deadline=soon())
+    rig.start()
+    assert rig.backend.open_for_export(volume, soon()).size_bytes == 9 * MIB
+    assert not rig.lvm.lvs[volume.volume_id].suspended
+
+
+# -- the group -------------------------------------------------------------------------------------------------------
+
+
+def test_foreign_and_other_pools_volumes_are_not_listed(rig: Rig) -> None:
+    mine = rig.create()
+    rig.lvm.add("root", extents=1)
+    rig.lvm.add("v-not_an_id", extents=1, tags=["snode.format=1", "snode.pool=fast"])
+    rig.lvm.add(volume_id_of("no tags"), extents=1)
+    rig.lvm.add(volume_id_of("other"), extents=1, tags=["snode.format=1", "snode.pool=slow", "snode.name=eA=="])
+    rig.lvm.add(volume_id_of("bad"), extents=1, tags=["snode.format=x", "snode.pool=fast"])
+    assert rig.backend.list_volumes(soon()) == [mine]
+
+
+def test_damaged_tags_are_a_health_fact_and_newer_ones_are_refused(rig: Rig) -> None:
+    damaged = volume_id_of("damaged")
+    rig.lvm.add(damaged, extents=1, tags=["snode.format=1", "snode.pool=fast", "snode.name=***"])
+    found = rig.backend.find(damaged, soon())
+    assert found is not None and "damaged" in found.health and not found.blank
+    newer = volume_id_of("newer")
+    rig.lvm.add(newer, extents=1, tags=["snode.format=2", "snode.pool=fast", "snode.name=eA=="])
+    assert [volume.volume_id for volume in rig.backend.list_volumes(soon())] == [damaged]
+    with pytest.raises(DataLoss, match="upgrade"):
+        rig.backend.find(newer, soon())
+
+
+def test_two_pools_in_one_group(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    fast = rig.start(pool="fast")
+    slow = rig.start(pool="slow")
+    volume_id = volume_id_of("one")
+    volume = slow.create(volume_id, name="one", size_bytes=MIB, parameters={}, deadline=soon())
+    assert slow.list_volumes(soon()) == [volume]
+    assert fast.list_volumes(soon()) == []
+    fast.delete(volume, soon())
+    assert slow.list_volumes(soon()) == [volume]
+
+
+def test_missing_group(rig: Rig) -> None:
+    rig.lvm.exists = False
+    (problem,) = rig.backend.problems(soon())
+    assert "vg0: not found" in problem and "vgcreate" in problem
+    with pytest.raises(Unavailable, match="vgcreate"):
+        rig.backend.find(volume_id_of("x"), soon())
+    rig.lvm.exists = True
+    assert rig.backend.problems(soon()) == []
+
+
+def test_missing_tools(rig: Rig) -> None:
+    rig.runner.programs.clear()
+    (problem,) = rig.backend.problems(soon())
+    assert "program not found" in problem
+
+
+def test_two_groups_of_one_name(rig: Rig) -> None:
+    rig.lvm.others.append(FakeVg("vg0", "Guest-0", ("/dev/sdz",)))
+    (problem,) = rig.backend.problems(soon())
+    assert "2 groups have this name" in problem and "vgrename" in problem
+
+
+def test_a_guests_group_of_our_name_changes_nothing_later(rig: Rig) -> None:
+    volume = rig.create()
+    rig.lvm.others.append(FakeVg("vg0", "Guest-0", ("/dev/sdz",)))
+    rig.start()
+    assert rig.backend.list_volumes(soon()) == [volume]
+
+
+def test_another_group_in_the_place_of_ours_is_refused(rig: Rig) -> None:
+    rig.create()
+    rig.lvm.vg_uuid = "Other0-0000-0000-0000-0000-0000-000002"
+    rig.start()
+    (problem,) = rig.backend.problems(soon())
+    assert "this pool was made on" in problem
+    with pytest.raises(Unavailable):
+        rig.create("two")
+
+
+def test_a_disk_that_was_added_is_found(rig: Rig) -> None:
+    rig.create()
+    rig.lvm.disks["/dev/sdb"] = 100
+    assert rig.backend.problems(soon()) == []
+    rig.backend.list_volumes(soon())
+    volume = rig.create("big", size_bytes=150 * MIB)
+    assert volume.size_bytes == 150 * MIB
+
+
+def test_a_missing_disk_is_a_problem(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, disks={"/dev/sda": 50, "/dev/sdb": 50})
+    volume = rig.create()
+    rig.lvm.gone.add("/dev/sdb")
+    rig.lvm.lvs[volume.volume_id].health = "partial"
+    assert "disk of the volume is missing" in rig.backend.list_volumes(soon())[0].health
+    (problem,) = rig.backend.problems(soon())
+    assert "1 of its disks are missing" in problem and "vgreduce" in problem
+    with pytest.raises(DriverError):
+        rig.create("two", size_bytes=5 * MIB)
+
+
+def test_full_metadata_area(rig: Rig) -> None:
+    rig.lvm.mda_free = rig.lvm.mda_size // 10 - 1
+    with pytest.raises(NoSpace, match=r"metadata area .*`vgcreate --metadatasize=64m`"):
+        rig.create()
+    assert rig.backend.capacity(soon()).available_bytes == 0
+    (problem,) = rig.backend.problems(soon())
+    assert "metadata area" in problem
+    assert rig.runner.count("lvcreate") == 0
+
+
+def test_bad_names_never_reach_lvm(tmp_path: Path) -> None:
+    from csi.backends.lvm import LvmBackend
+    from tests.fakes.runner import FakeRunner
+
+    for vg in ("", "-x", "a/b", "a b", "x" * 41, "vg\n"):
+        with pytest.raises(Invalid):
+            LvmBackend("fast", vg=vg, space=Thick(), state=tmp_path, runner=FakeRunner({}))
+    for device in ("sda", "/dev/sd a", '/dev/sd"a', "/dev/sd|a", "/etc/passwd", "/dev/sd$"):
+        with pytest.raises(Invalid):
+            LvmBackend("fast", vg="v", space=Thick(), state=tmp_path, runner=FakeRunner({}), devices=[Path(device)])
+
+
+def test_given_disks_need_no_search(tmp_path: Path) -> None:
+    from csi.backends.lvm import LvmBackend
+
+    rig = Rig(tmp_path, disks={"/dev/disk/by-id/wwn-0x5.1+a": 50})
+    backend = LvmBackend(
+        "fast",
+        vg="vg0",
+        space=Thick(),
+        state=tmp_path / "s",
+        runner=rig.runner,
+        devices=[Path("/dev/disk/by-id/wwn-0x5.1+a")],
+        nodes=rig.nodes,
+    )
+    assert backend.list_volumes(soon()) == []
+    assert rig.runner.count("pvs") == 0
+
+
+def test_in_use_is_said(rig: Rig) -> None:
+    volume = rig.create()
+    rig.lvm.lvs[volume.volume_id].is_open = True
+    with pytest.raises(InUse, match="still open on this machine"):
+        rig.backend.delete(volume, soon(1))
+    assert rig.thick_names == [volume.volume_id]
+
+
+def test_thin_delete_is_one_removal(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, space=Thin("tp"))
+    rig.lvm.add("tp", extents=50, kind="thin-pool")
+    volume = rig.create()
+    rig.backend.mark_used(volume)
+    rig.runner.fail("lvremove", after=True, reply=None)
+    with pytest.raises(Crash):
+        rig.delete()
+    rig.start()
+    rig.delete()
+    rig.settle()
+    assert rig.thick_names == []
+    assert rig.records() == []
+    assert rig.runner.count("lvrename") == 0

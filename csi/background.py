@@ -79,6 +79,7 @@ class Readiness:
         self._problems: list[str] = []
         self._looked_at: float | None = None
         self._known = threading.Event()
+        self._log = get_logger("readiness")
 
     def look(self, deadline: Deadline) -> None:
         """Run all checks and keep their result; a check that fails is a problem of its own. A Background job."""
@@ -90,6 +91,11 @@ class Readiness:
                 problems += check(deadline)
             except DriverError as error:
                 problems.append(str(error))
+        if problems != self._problems:
+            if problems:
+                self._log.warning("not ready", problems=problems)
+            else:
+                self._log.info("ready again")
         self._problems, self._looked_at = problems, time.monotonic()
         self._known.set()
 

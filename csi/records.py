@@ -4,9 +4,11 @@ A record is written to a temporary name, synced, renamed, and the folder synced:
 one, whole. Names are ours (ids), never the caller's.
 """
 
+import contextlib
 import json
 import os
 import re
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,7 +36,7 @@ class RecordStore:
     def write(self, name: str, fields: Mapping[str, Any]) -> None:
         """Write or replace a record. Raises NoSpace or Unavailable when the disk refuses; the old one then stands."""
         path = self._path(name)
-        temporary = path.with_suffix(f".{os.getpid()}{_TEMPORARY}")
+        temporary = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}{_TEMPORARY}")
         data = json.dumps({"format": self._format, **fields}, sort_keys=True, indent=1).encode() + b"\n"
         self._boundary("record:before")
         try:
@@ -48,7 +50,8 @@ class RecordStore:
             os.rename(temporary, path)
             self._sync_folder()
         except OSError as error:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a read-only filesystem refuses this too
+                temporary.unlink(missing_ok=True)
             kind = NoSpace if error.errno in (28, 122) else Unavailable  # ENOSPC, EDQUOT
             raise kind(f"{path}: can't write the record ({error.strerror}); free space there and repeat") from error
         self._boundary("record:after")
@@ -60,6 +63,8 @@ class RecordStore:
             data = path.read_bytes()
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise Unavailable(f"{path}: can't be read ({error.strerror}); see the kernel log") from error
         try:
             fields = json.loads(data)
             version = fields["format"]
@@ -71,10 +76,14 @@ class RecordStore:
         return fields
 
     def remove(self, name: str) -> None:
-        """Remove a record; absent is fine."""
+        """Remove a record; absent is fine. Raises Unavailable when the disk refuses."""
+        path = self._path(name)
         self._boundary("record-remove:before")
-        self._path(name).unlink(missing_ok=True)
-        self._sync_folder()
+        try:
+            path.unlink(missing_ok=True)
+            self._sync_folder()
+        except OSError as error:
+            raise Unavailable(f"{path}: can't be removed ({error.strerror}); repair the disk and repeat") from error
         self._boundary("record-remove:after")
 
     def names(self) -> list[str]:

@@ -7,6 +7,7 @@ formatted, so that it never is again.
 
 import os
 import stat
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +58,7 @@ class Staging:
         self._filesystems = filesystems
         self._mounts = mounts
         self._records = records
+        self._formatted = Formatted(records)
         self._locks = locks
         self._key = key
         self._name = name
@@ -119,7 +121,7 @@ class Staging:
             self._unmount(volume_id, staging_path, deadline)
             others = [path for path in self._staging_paths(volume_id) if path != staging_path and self._mounts.at(path)]
             if others:
-                self._write_record(volume_id, paths=others)
+                self._write_paths(volume_id, others)
                 return
             for connector in self._connectors.values():
                 connector.disconnect(volume_id, deadline)
@@ -143,7 +145,7 @@ class Staging:
         if not found:
             self._check_permission(attachment, where)
             self._filesystems.make(device.path, fs_type=wanted, deadline=deadline)
-            self._write_record(attachment.volume_id, formatted=attachment.generation)
+            self._formatted.add(attachment.generation)
             found = wanted
         elif capability.fs_type and found != wanted:
             raise Conflict(f"{where}: has a {found} filesystem, {wanted} was asked for; use fs_type {found}")
@@ -153,7 +155,7 @@ class Staging:
         return found
 
     def _check_permission(self, attachment: Attachment, where: str) -> None:
-        formatted = self._record(attachment.volume_id).get("formatted") == attachment.generation
+        formatted = attachment.generation in self._formatted
         if attachment.may_format and not formatted and not attachment.readonly:
             return
         why = (
@@ -352,28 +354,46 @@ class Staging:
         except FileNotFoundError as error:
             raise NotFound(f"{path}: does not exist") from error
 
-    def _record(self, volume_id: str) -> dict[str, object]:
-        return self._records.read(volume_id) or {}
-
     def _staging_paths(self, volume_id: str) -> list[Path]:
-        paths = self._record(volume_id).get("staging_paths", [])
-        assert isinstance(paths, list)
-        return [Path(path) for path in paths]
+        record = self._records.read(volume_id) or {"staging_paths": []}
+        return [Path(path) for path in record["staging_paths"]]
 
     def _remember(self, volume_id: str, staging_path: Path) -> None:
         paths = self._staging_paths(volume_id)
         if staging_path not in paths:
-            self._write_record(volume_id, paths=[*paths, staging_path])
+            self._write_paths(volume_id, [*paths, staging_path])
 
-    def _write_record(
-        self, volume_id: str, *, paths: Sequence[Path] | None = None, formatted: str | None = None
-    ) -> None:
-        record = {key: value for key, value in self._record(volume_id).items() if key != "format"}
-        if paths is not None:
-            record["staging_paths"] = [str(path) for path in paths]
-        if formatted is not None:
-            record["formatted"] = formatted
-        self._records.write(volume_id, record)
+    def _write_paths(self, volume_id: str, paths: Sequence[Path]) -> None:
+        self._records.write(volume_id, {"staging_paths": [str(path) for path in paths]})
+
+
+class Formatted:
+    """The publications whose device this node has formatted, so that it never does so twice.
+
+    It has to outlive the stage: the same publication may be staged again after an unstage. One bounded record for all,
+    since the node is never told that a publication has ended. Once a filesystem was there for some seconds the SNODE
+    knows as well, so an entry that falls out at the far end is not missed.
+    """
+
+    _RECORD = "formatted"
+    _MOST = 1000
+
+    def __init__(self, records: RecordStore) -> None:
+        self._records = records
+        self._lock = threading.Lock()
+
+    def __contains__(self, generation: str) -> bool:
+        return generation in self._generations()
+
+    def add(self, generation: str) -> None:
+        """Remember, durably."""
+        with self._lock:
+            kept = [*self._generations(), generation][-self._MOST :]
+            self._records.write(self._RECORD, {"generations": kept})
+
+    def _generations(self) -> list[str]:
+        record = self._records.read(self._RECORD) or {"generations": []}
+        return list(record["generations"])
 
 
 def _check_staged(volume_id: str, layer: Mount, capability: Capability, *, readonly: bool) -> None:

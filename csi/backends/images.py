@@ -6,6 +6,7 @@ import os
 import re
 import secrets
 import stat
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,6 +31,8 @@ class ImageDirectory:
         self._boundary = boundary
         self._verified: tuple[int, int] | None = None
         self._sidecars: RecordStore | None = None
+        # Two threads that both met a new directory would each give it an identity, or sweep up the other's record.
+        self._marking = threading.Lock()
         try:
             self._state = RecordStore(state)
             if self._state.read(_MARKER) is None:
@@ -48,9 +51,10 @@ class ImageDirectory:
             ) from error
         try:
             fact = os.fstat(fd)
-            if self._verified != (fact.st_dev, fact.st_ino):
-                self._check_marker()
-                self._verified = (fact.st_dev, fact.st_ino)
+            with self._marking:
+                if self._verified != (fact.st_dev, fact.st_ino):
+                    self._check_marker()
+                    self._verified = (fact.st_dev, fact.st_ino)
             yield fd
         finally:
             os.close(fd)

@@ -229,7 +229,8 @@ class LvmBackend:
     def capacity(self, deadline: Deadline) -> Capacity:
         """See Backend.capacity."""
         with self._group.lock.hold(deadline):
-            report = self._active(self._group.report(deadline, max_age=_AGE_FOR_CAPACITY), deadline)
+            max_age = 0.0 if self._group.guessed else _AGE_FOR_CAPACITY
+            report = self._active(self._group.report(deadline, max_age=max_age), deadline)
         available = 0 if _mda_low(report) else self._space.available(report)
         return Capacity(available, available, self._space.unit_bytes(report))
 

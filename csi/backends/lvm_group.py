@@ -23,6 +23,7 @@ class Group:
         self._nodes = nodes
         self._report: Report | None = None
         self._read_at = 0.0
+        self._guessed = False
 
     @property
     def vg(self) -> str:
@@ -36,6 +37,11 @@ class Group:
         report = self._report
         return report if report is not None and time.monotonic() - self._read_at <= max_age else None
 
+    @property
+    def guessed(self) -> bool:
+        """True if the cached report has changes of ours, but free space and fill levels from before them."""
+        return self._guessed
+
     def report(self, deadline: Deadline, *, max_age: float) -> Report:
         """The cached report, or a new one."""
         return self.cached(max_age=max_age) or self.reread(deadline)
@@ -48,7 +54,7 @@ class Group:
         except BaseException:
             self._report = None
             raise
-        self._report, self._read_at = report, began
+        self._report, self._read_at, self._guessed = report, began, False
         return report
 
     def seen(self, report: Report, lv: Lv) -> Node | None:
@@ -159,7 +165,7 @@ class Group:
             self._report = None  # nothing is known any more
             raise
         if after is not None:
-            self._report = after
+            self._report, self._guessed = after, True
             return after
         try:
             report = self.reread(deadline)

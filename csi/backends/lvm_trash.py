@@ -49,7 +49,7 @@ class Trash:
         self._drop_notes({lv.name for lv in trash})
         end = time.monotonic() + min(self._seconds, deadline.remaining())
         for lv in trash:
-            if deadline.stopping or time.monotonic() >= end:
+            if deadline.stopping:
                 return
             if not self._backoff.due(lv.name):
                 continue
@@ -58,6 +58,8 @@ class Trash:
             except DriverError as error:
                 self._backoff.failed(lv.name)
                 self._log.warning("can't wipe a deleted volume, its space stays taken", lv=lv.name, error=str(error))
+            if time.monotonic() >= end:
+                return
 
     def _wipe(self, report: Report, lv: Lv, end: float, deadline: Deadline) -> None:
         if lv.health == "partial":

@@ -2,6 +2,9 @@
 
 libblkid itself, by ctypes: the same code that blkid and wipefs use, but with an answer that tells "nothing there" from
 "can't be read". `blkid` the program says both with one exit code, and live data has been reformatted because of it.
+
+A superblock that is damaged enough is not seen by it (XFS with wrong fields, for one). So "nothing" alone permits
+nothing: what was seen once has to be remembered (`mark_used`).
 """
 
 import ctypes

@@ -65,7 +65,7 @@ def naa_names(page: bytes) -> frozenset[str]:
         while at + 4 <= end:
             code_set, kind, association = page[at] & 0xF, page[at + 1] & 0xF, page[at + 1] >> 4 & 3
             name = page[at + 4 : at + 4 + page[at + 3]]
-            if (code_set, kind, association) == (1, 3, 0):
+            if (code_set, kind, association) == (1, 3, 0) and len(name) == page[at + 3] > 0:
                 found.add("naa." + name.hex())
             at += 4 + page[at + 3]
     return frozenset(found)

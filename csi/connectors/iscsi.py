@@ -118,8 +118,8 @@ class IscsiConnector:
                 wait_until(grown, deadline, what="the new size", first=0.1, most=2.0)
             except Timeout as error:
                 raise Timeout(
-                    f"volume {volume_id}: {name} has {self._devices.size_bytes(name)} bytes, not yet {size_bytes} bytes; "
-                    "see that the target on the SNODE has the new size, and repeat"
+                    f"volume {volume_id}: {name} has {self._devices.size_bytes(name)} bytes, not yet {size_bytes} "
+                    "bytes; see that the target on the SNODE has the new size, and repeat"
                 ) from error
             self._identity.verify_name(name, volume_id, scsi_id_of(volume_id))
             return self._describe(name, session)

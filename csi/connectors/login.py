@@ -13,7 +13,7 @@ from csi.errors import DriverError, Invalid, Timeout, Unavailable
 from csi.model import Attachment, IscsiPath
 
 _PATIENCE_SECONDS = 20.0  # for logins that may yet succeed; then the caller repeats, and holds no worker meanwhile
-_REFUSALS = 4  # logins that are refused, before that is believed
+_REFUSALS = 5  # logins that are refused, before that is believed
 _SESSION_SECONDS = 10.0
 _DISK_SECONDS = 30.0
 _CLEANUP_SECONDS = 3.0  # kept back from the waits, for undoing what was begun
@@ -34,7 +34,7 @@ class Login:
     def login(self, attachment: Attachment, deadline: Deadline) -> Session:
         """Try the paths in turn until one works, patience ends, or an answer says that trying is no use."""
         patience = deadline.within(_PATIENCE_SECONDS)
-        refusals, pause = 0, 0.25
+        refusals, pause = 0, 0.1
         for path in itertools.cycle(attachment.paths):
             code, failure = self._try(path, attachment, deadline)
             if failure is None:

@@ -7,15 +7,16 @@ its restart, after a crash of ours at any step, and against sessions that nobody
 import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 
 from csi.deadline import Deadline
-from csi.errors import DriverError, Invalid, NoSpace, Unavailable
+from csi.errors import CommandFailed, DriverError, Invalid, NoSpace, Unavailable
 from csi.exports import tgt_client, tgt_show
 from csi.exports.tgt_client import TgtClient
-from csi.exports.tgt_show import Target
-from csi.exports.tgt_target import LUN, OUR_ACCOUNT, Targets, differences
+from csi.exports.tgt_compare import LUN, differences
+from csi.exports.tgt_target import OUR_ACCOUNT, Shown, Targets
 from csi.locks import ResourceLock
 from csi.log import get_logger
 from csi.model import TARGET_PREFIX, IscsiPath, Publication
@@ -26,6 +27,9 @@ MINIMUM_VERSION = (1, 0, 83)
 
 _VERSION = re.compile(r"(\d+)\.(\d+)\.(\d+)")
 _PORTAL = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+):(\d{1,5})")
+#: Makes what surrounds a step: lets its errors through, or notes them.
+Guard = Callable[[], AbstractContextManager[None]]
+
 # One target whose commands in flight do not end must not keep all others waiting.
 _STUCK_SECONDS = 5.0
 
@@ -73,7 +77,7 @@ class TgtExport:
         """See Export.ensure. Raises Invalid when a value of the publication could be misread by tgtd."""
         _check(publication)
         with self._lock.hold(deadline):
-            self._ensure(publication, self._targets.all(deadline), deadline)
+            self._ensure_all([publication], self._targets.all(deadline), deadline, limit=self._max_exports)
         return tuple(IscsiPath(target=publication.target, portal=portal, lun=LUN) for portal in self._portals)
 
     def remove(self, publication: Publication, deadline: Deadline) -> None:
@@ -86,14 +90,11 @@ class TgtExport:
         """See Export.grow. Growth by less than 1 MiB may go unseen, since tgtd shows sizes in MB."""
         _check(publication)
         with self._working_on([publication.target], deadline):
-            target = self._targets.find(publication.target, deadline)
-            if target is not None:
-                found = differences(publication, target)
-                if not found:
-                    return
-                if not found.remake:
-                    self._targets.reopen(publication, deadline)
-                    return
+            target = self._targets.all(deadline).get((publication.tid, publication.target))
+            found = differences(publication, target) if target else None
+            if found and found.reopen and not found.remake:
+                self._targets.reopen(publication, deadline)
+                return
         self.ensure(publication, deadline)
 
     def reconcile(self, read_wanted: Callable[[], Sequence[Publication]], deadline: Deadline) -> None:
@@ -105,14 +106,14 @@ class TgtExport:
         with self._lock.hold(deadline):
             # Read under the lock: every target made by then has its record, and none that is missing is being removed.
             wanted = {publication.target: publication for publication in read_wanted()}
-            targets = self._targets.all(deadline)
+            shown = self._targets.all(deadline)
             deep, self._look_deep = self._look_deep, True
-            restored = self._restore(wanted, targets, failures, deadline)
-            self._audit(wanted, targets, deadline)
+            restored = self._restore(wanted, shown, failures, deadline)
+            self._audit(wanted, shown, deadline)
             if deep or restored:
                 self._look_after_crash(wanted.values(), deadline)
             self._look_deep = False
-        strays = [name for name in targets if _ours(name) and name not in wanted and name not in self._busy]
+        strays = [name for _, name in shown if _ours(name) and name not in wanted and name not in self._busy]
         for name in strays:
             # Without the lock: no name is ever used twice, so nobody makes what is a stray now.
             self._log.info("removing a target that no publication wants", target=name)
@@ -127,7 +128,8 @@ class TgtExport:
         if os.geteuid() != 0:
             return ["tgtd obeys root alone: run the driver as root"]
         try:
-            state = tgt_show.parse_system_state(self._client.show_system(deadline))
+            with self._lock.hold(deadline):  # a restore takes it offline for a moment
+                state = tgt_show.parse_system_state(self._client.show_system(deadline))
             driver = tgt_show.parse_drivers(self._client.show_names(deadline)).get("iscsi", "missing")
         except DriverError as error:
             return [str(error)]
@@ -157,42 +159,76 @@ class TgtExport:
             return [f"tgtd {have} does not keep initiators apart as needed: upgrade tgt to {need} or newer"]
         return []
 
-    def _ensure(self, publication: Publication, targets: Mapping[str, Target], deadline: Deadline) -> None:
-        """Adopt, mend, or make. The caller holds the lock."""
+    def _ensure_all(
+        self,
+        publications: Sequence[Publication],
+        shown: Shown,
+        deadline: Deadline,
+        *,
+        limit: int | None = None,
+        guard: Guard = nullcontext,
+    ) -> None:
+        """Adopt, mend, or make each; `guard` is around each step. The caller holds the lock.
+
+        Looks are shared, because each holds up the I/O of all volumes for a moment.
+        """
+        built, opened = [], []
+        for publication in publications:
+            with guard():
+                _check(publication)
+                if self._must_build(publication, shown, deadline, limit=limit):
+                    self._targets.build(publication, deadline)
+                    built.append(publication)
+        if not built:
+            return
+        shown = self._targets.all(deadline)
+        for publication in built:
+            with guard():
+                self._targets.verify(publication, shown, with_rule=False)
+                self._targets.open(publication, deadline)
+                opened.append(publication)
+        shown = self._targets.all(deadline)
+        for publication in opened:
+            with guard():
+                self._targets.verify(publication, shown, with_rule=True)
+
+    def _must_build(self, publication: Publication, shown: Shown, deadline: Deadline, *, limit: int | None) -> bool:
+        """False when the target is as it should be, or could be mended; True when it is absent (now)."""
         name, chap = publication.target, publication.chap
-        count = len(targets)
-        target = targets.get(name)
-        if target is not None:
-            found = differences(publication, target)
+        target = shown.get((publication.tid, name))
+        found = differences(publication, target) if target else None
+        if found is not None:
             if not found:
-                return
-            self._log.info("target differs from its publication", target=name, why=found.remake + found.reopen)
+                return False
+            self._log.info("target differs from its publication", target=name, why=str(found))
+            if found.unknown:
+                raise CommandFailed(f"target {name}: left as it is, {found}")
             if not found.remake:
                 self._targets.reopen(publication, deadline)
-                return
-            self._targets.fence(name, (chap.user, chap.mutual_user), deadline)
-            count -= 1
-        if count >= self._max_exports:
+                return False
+        numbers = self._targets.numbers(deadline)
+        if name in numbers:
+            self._targets.fence(name, (chap.user, chap.mutual_user), deadline.within(_STUCK_SECONDS))
+        count = len(numbers.keys() - {name})
+        if limit is not None and count >= limit:
             raise NoSpace(
                 f"volume {publication.volume_id}: tgtd has {count} targets already, controller.max_exports is "
-                f"{self._max_exports}; unpublish volumes, or raise it together with tgtd's limit of threads (TasksMax)"
+                f"{limit}; unpublish volumes, or raise it together with tgtd's limit of threads (TasksMax)"
             )
-        self._targets.make(publication, deadline)
+        return True
 
     def _restore(
-        self,
-        wanted: Mapping[str, Publication],
-        targets: Mapping[str, Target],
-        failures: list[str],
-        deadline: Deadline,
+        self, wanted: Mapping[str, Publication], shown: Shown, failures: list[str], deadline: Deadline
     ) -> bool:
         """Make what is missing or differs; True if there was anything. The caller holds the lock."""
         todo = [
             publication
             for name, publication in wanted.items()
-            if name not in self._busy and (name not in targets or differences(publication, targets[name]))
+            if name not in self._busy and not _as_wanted(publication, shown)
         ]
-        missing = sum(publication.target not in targets for publication in todo)
+        if not todo:
+            return False
+        missing = len({publication.target for publication in todo} - self._targets.numbers(deadline).keys())
         # A login that meets a target half made, or none yet, fails for good on the node; one whose TCP connection is
         # dropped is repeated. A single one that is missing beside others is a publish under way: no login comes yet.
         shut = missing > 1 or (missing == 1 and len(wanted) == 1)
@@ -200,10 +236,7 @@ class TgtExport:
             self._log.warning("tgtd lost targets, restoring them", missing=missing, wanted=len(wanted))
             self._client.set_system_state("offline", deadline)
         try:
-            for publication in todo:
-                with _collected(failures):
-                    _check(publication)
-                    self._ensure(publication, targets, deadline.within(_STUCK_SECONDS))
+            self._ensure_all(todo, shown, deadline, guard=partial(_collected, failures))
         except Exception:
             if shut:
                 with suppress(DriverError):
@@ -211,7 +244,7 @@ class TgtExport:
             raise
         if shut:
             self._client.set_system_state("ready", Deadline.after(_STUCK_SECONDS))
-        return bool(todo)
+        return True
 
     def _look_after_crash(self, wanted: Collection[Publication], deadline: Deadline) -> None:
         """Mend what no list of targets shows: a tgtd left offline by a restore that was cut off, unused accounts."""
@@ -221,10 +254,11 @@ class TgtExport:
         known = tgt_show.parse_accounts(self._client.show_accounts(deadline))
         self._targets.drop_accounts([u for u in known if OUR_ACCOUNT.fullmatch(u) and u not in used], deadline)
 
-    def _audit(self, wanted: Mapping[str, Publication], targets: Mapping[str, Target], deadline: Deadline) -> None:
-        for name, target in targets.items():
-            if name in wanted and name not in self._busy:
-                self._targets.close_foreign(target, wanted[name].node.initiator, deadline)
+    def _audit(self, wanted: Mapping[str, Publication], shown: Shown, deadline: Deadline) -> None:
+        for (tid, name), target in shown.items():
+            publication = wanted.get(name)
+            if publication is not None and publication.tid == tid and name not in self._busy:
+                self._targets.close_foreign(target, publication.node.initiator, deadline)
 
     @contextmanager
     def _working_on(self, names: Collection[str], deadline: Deadline) -> Iterator[None]:
@@ -245,6 +279,11 @@ def _collected(failures: list[str]) -> Iterator[None]:
         yield
     except DriverError as error:
         failures.append(str(error))
+
+
+def _as_wanted(publication: Publication, shown: Shown) -> bool:
+    target = shown.get((publication.tid, publication.target))
+    return target is not None and not differences(publication, target)
 
 
 def _ours(name: str) -> bool:

@@ -18,7 +18,7 @@ from csi.run import Boundary, no_boundary
 _TARGET_NAME = re.compile(r"[a-z0-9:.-]{1,223}")
 _ACCOUNT = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _SECRET = re.compile(r"[A-Za-z0-9_-]{12,64}")
-_ADDRESS = re.compile(r"[0-9A-Za-z:./\[\]]{1,80}")
+_RULE = re.compile(r"[!-+\--~]{1,255}")  # only to remove it: printable, no comma
 _PATH = re.compile(r"/[A-Za-z0-9/_.+@:-]{0,999}")
 _VALUE = re.compile(r"[A-Za-z0-9_.-]{1,36}")
 _KEY = re.compile(r"[a-z_]{1,32}")
@@ -167,10 +167,8 @@ class TgtClient:
 
     def unbind(self, tid: int, rule: str, deadline: Deadline) -> None:
         """Remove a rule as `show` prints it, a name or an address. Sessions that are there stay."""
-        if ISCSI_NAME.fullmatch(rule):
-            text = f"initiator-name={check_initiator(rule)}"
-        else:
-            text = f"initiator-address={_checked(_ADDRESS, rule, 'access rule')}"
+        kind = "name" if rule.startswith(("iqn.", "eui.", "naa.")) else "address"
+        text = f"initiator-{kind}={_checked(_RULE, rule, 'access rule')}"
         self._change("acl-unbind", Mode.TARGET, Op.UNBIND, f"remove the rule {rule}", deadline, tid=tid, text=text)
 
     def close_connection(self, tid: int, sid: int, cid: int, deadline: Deadline) -> None:

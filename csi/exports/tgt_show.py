@@ -1,14 +1,14 @@
 """Reading tgtd's `show` texts.
 
-They are made for people: sections by indentation, no escapes. One part comes from initiators (name and alias of a
-session), so an alias with line breaks may add lines of any look. Therefore the first value of a field counts, lines
-that nobody asked for are skipped, and nothing is destroyed by this text alone: `parse_names` reads the list of
-targets in which no word is an initiator's.
+They are made for people: sections by indentation, no escapes. One part comes from initiators (the alias of a session),
+so an alias with line breaks may add lines of any look below its session. Therefore the first value of a field counts,
+lines that nobody asked for are skipped, a target that can't be read does not spoil the others, and what exists at all
+is read by `parse_names` from a list in which no word is an initiator's.
 """
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from csi.errors import CommandFailed
@@ -60,6 +60,7 @@ class Target:
     incoming: tuple[str, ...]  # accounts that initiators must prove
     outgoing: tuple[str, ...]  # the account with which the target proves itself
     acl: tuple[str, ...]  # initiator names and addresses
+    problem: str = ""  # not empty: it could not be read, and all but number, name and sessions is void
 
     def lun(self, number: int) -> Lun | None:
         """The LUN of this number."""
@@ -94,6 +95,10 @@ class _Node:
         return None
 
 
+class _Unreadable(Exception):
+    """A part of a target that decisions are made upon is not there; the message is what tgtd shows instead."""
+
+
 def shown_mb(size_bytes: int) -> int:
     """The number that tgtd shows as size in MB for a device of `size_bytes`: a rounding of its own.
 
@@ -103,16 +108,16 @@ def shown_mb(size_bytes: int) -> int:
     return (sectors - (sectors // 625 - 974)) // 1950
 
 
-def parse_targets(text: str) -> Mapping[str, Target]:
-    """All targets by name. Raises CommandFailed when a target lacks what decisions are made upon."""
+def parse_targets(text: str) -> Mapping[tuple[int, str], Target]:
+    """All targets by number and name. Raises CommandFailed when it is no list of targets at all."""
     headers = list(_HEADER.finditer(text))
     if text.strip() and (not headers or headers[0].start() != 0):
         raise CommandFailed(f"tgtd's list of targets begins with {text[:60]!r}: is this version of tgtd supported?")
-    targets: dict[str, Target] = {}
+    targets: dict[tuple[int, str], Target] = {}
     for index, header in enumerate(headers):
         end = headers[index + 1].start() if index + 1 < len(headers) else len(text)
         target = _parse_target(text[header.start() : end])
-        targets.setdefault(target.name, target)
+        targets.setdefault((target.tid, target.name))
     return targets
 
 
@@ -160,19 +165,36 @@ def _parse_target(text: str) -> Target:
     root = _tree(text).children[0]
     header = _HEADER.match(root.text)
     assert header is not None
-    tid, name = int(header[1]), header[2]
-    system = _section(root, "System information:", name)
-    accounts = [node.text for node in _section(root, "Account information:", name).children]
-    return Target(
-        tid=tid,
-        name=name,
-        driver=_value(system, "Driver", name),
-        state=_value(system, "State", name),
-        nexuses=tuple(_nexuses(_section(root, "I_T nexus information:", name))),
-        luns=tuple(_luns(_section(root, "LUN information:", name), name)),
+    sessions = root.child("I_T nexus information:")
+    only_sessions = Target(
+        tid=int(header[1]),
+        name=header[2],
+        driver="",
+        state="",
+        nexuses=tuple(_nexuses(sessions)) if sessions else (),
+        luns=(),
+        incoming=(),
+        outgoing=(),
+        acl=(),
+    )
+    try:
+        return _with_sections(only_sessions, root)
+    except _Unreadable as error:
+        return replace(only_sessions, problem=f"tgtd shows {error}: is this version of tgtd supported?")
+
+
+def _with_sections(target: Target, root: _Node) -> Target:
+    _section(root, "I_T nexus information:")
+    system = _section(root, "System information:")
+    accounts = [node.text for node in _section(root, "Account information:").children]
+    return replace(
+        target,
+        driver=_value(system, "Driver"),
+        state=_value(system, "State"),
+        luns=tuple(_luns(_section(root, "LUN information:"))),
         incoming=tuple(text for text in accounts if not text.endswith(_OUTGOING)),
         outgoing=tuple(text.removesuffix(_OUTGOING) for text in accounts if text.endswith(_OUTGOING)),
-        acl=tuple(node.text for node in _section(root, "ACL information:", name).children),
+        acl=tuple(node.text for node in _section(root, "ACL information:").children),
     )
 
 
@@ -186,28 +208,28 @@ def _nexuses(section: _Node) -> list[Nexus]:
     return found
 
 
-def _luns(section: _Node, target: str) -> list[Lun]:
+def _luns(section: _Node) -> list[Lun]:
     found = []
     for node in section.children:
         number = _number(node.text, "LUN")
         if number is None:
             continue
-        size = _SIZE.fullmatch(_value(node, "Size", target))
+        size = _SIZE.fullmatch(_value(node, "Size"))
         if size is None:
-            raise CommandFailed(f"target {target}: tgtd shows the size of LUN {number} in an unknown form")
-        path = _value(node, "Backing store path", target)
+            raise _Unreadable(f"the size of LUN {number} in an unknown form")
+        path = _value(node, "Backing store path")
         found.append(
             Lun(
                 number=number,
-                type=_value(node, "Type", target),
-                scsi_id=_value(node, "SCSI ID", target),
-                scsi_sn=_value(node, "SCSI SN", target),
+                type=_value(node, "Type"),
+                scsi_id=_value(node, "SCSI ID"),
+                scsi_sn=_value(node, "SCSI SN"),
                 size_mb=int(size[1]),
-                online=_value(node, "Online", target) == "Yes",
-                readonly=_value(node, "Readonly", target) == "Yes",
-                removable=_value(node, "Removable media", target) == "Yes",
-                thin=_value(node, "Thin-provisioning", target) == "Yes",
-                store=_value(node, "Backing store type", target),
+                online=_value(node, "Online") == "Yes",
+                readonly=_value(node, "Readonly") == "Yes",
+                removable=_value(node, "Removable media") == "Yes",
+                thin=_value(node, "Thin-provisioning") == "Yes",
+                store=_value(node, "Backing store type"),
                 path="" if path == "None" else path,
                 flags=node.value("Backing store flags") or "",
             )
@@ -232,17 +254,17 @@ def _tree(text: str) -> _Node:
     return root
 
 
-def _section(root: _Node, title: str, target: str) -> _Node:
+def _section(root: _Node, title: str) -> _Node:
     node = root.child(title)
     if node is None:
-        raise CommandFailed(f"target {target}: tgtd shows no {title!r}: is this version of tgtd supported?")
+        raise _Unreadable(f"no {title!r}")
     return node
 
 
-def _value(node: _Node, key: str, target: str) -> str:
+def _value(node: _Node, key: str) -> str:
     value = node.value(key)
     if value is None:
-        raise CommandFailed(f"target {target}: tgtd shows no {key!r}: is this version of tgtd supported?")
+        raise _Unreadable(f"no {key!r}")
     return value
 
 

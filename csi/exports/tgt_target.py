@@ -10,19 +10,17 @@ import re
 import stat
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 
 from csi.deadline import Deadline, wait_until
-from csi.errors import CommandFailed, DriverError, Timeout, Unavailable
+from csi.errors import CommandFailed, DriverError, Invalid, Timeout, Unavailable
 from csi.exports import tgt_show
 from csi.exports.tgt_client import TgtClient
-from csi.exports.tgt_show import Target, shown_mb
+from csi.exports.tgt_compare import LUN, differences
+from csi.exports.tgt_show import Target
 from csi.exports.tgt_wire import Code, Refused
 from csi.log import get_logger
 from csi.model import Publication, scsi_id_of
 
-#: The LUN of every published volume. LUN 0 is tgtd's controller.
-LUN = 1
 VENDOR = "SNODE"
 #: The names of our accounts: one of these in tgtd that nothing uses is a left-over of ours.
 OUR_ACCOUNT = re.compile(r"[nt][0-9a-f]{16}")
@@ -33,69 +31,8 @@ _GONE = frozenset({Code.NO_TARGET, Code.NO_LUN, Code.NO_SESSION, Code.NO_CONNECT
 _ACTIVE = frozenset({Code.TARGET_ACTIVE, Code.LUN_ACTIVE})
 
 
-@dataclass(frozen=True)
-class Differences:
-    """How a target differs from its publication."""
-
-    remake: tuple[str, ...]  # it must be made anew
-    reopen: tuple[str, ...]  # its device must be opened again: a grown or an interrupted one
-
-    def __bool__(self) -> bool:
-        return bool(self.remake or self.reopen)
-
-
-def differences(publication: Publication, target: Target, *, with_rule: bool = True) -> Differences:
-    """Compare in all points that decide who reaches which data. with_rule: the access rule must stand already."""
-    lun = target.lun(LUN)
-    want: dict[str, object] = {
-        "number": publication.tid,
-        "driver": "iscsi",
-        "LUNs": [0, LUN],
-        "accounts": (publication.chap.user,),
-        "outgoing account": (publication.chap.mutual_user,),
-        "rules": (publication.node.initiator,) if with_rule else (),
-    }
-    have: dict[str, object] = {
-        "number": target.tid,
-        "driver": target.driver,
-        "LUNs": [unit.number for unit in target.luns],
-        "accounts": target.incoming,
-        "outgoing account": target.outgoing,
-        "rules": target.acl,
-    }
-    reopen: dict[str, str] = {}
-    if lun is not None:
-        want |= {
-            "type": "disk",
-            "SCSI id": scsi_id_of(publication.volume_id),
-            "serial": publication.volume_id,
-            "read-only": publication.readonly,
-            "removable": False,
-            "thin": False,
-            "store": ("rdwr", "direct"),
-        }
-        have |= {
-            "type": lun.type,
-            "SCSI id": lun.scsi_id,
-            "serial": lun.scsi_sn,
-            "read-only": lun.readonly,
-            "removable": lun.removable,
-            "thin": lun.thin,
-            "store": (lun.store, lun.flags),
-        }
-        if lun.path:  # none is open after an interrupted growth
-            want["device"], have["device"] = os.fspath(publication.device), lun.path
-        if not lun.online or not lun.path:
-            reopen["device"] = "not open"
-        # Volumes never shrink, so more than the record says is a growth whose record is not written yet.
-        elif lun.size_mb < shown_mb(publication.size_bytes):
-            reopen["size"] = f"{lun.size_mb} MB, not {shown_mb(publication.size_bytes)} MB"
-    if target.state != "ready":
-        reopen["state"] = target.state
-    return Differences(
-        remake=tuple(f"{key} {have[key]!r}, not {value!r}" for key, value in want.items() if have[key] != value),
-        reopen=tuple(f"{key} {value}" for key, value in reopen.items()),
-    )
+#: What tgtd shows: targets by number and name.
+Shown = Mapping[tuple[int, str], Target]
 
 
 class Targets:
@@ -105,16 +42,16 @@ class Targets:
         self.client = client
         self._log = get_logger("tgt")
 
-    def all(self, deadline: Deadline) -> Mapping[str, Target]:
-        """Every target by name, foreign ones too."""
+    def all(self, deadline: Deadline) -> Shown:
+        """Every target by number and name, foreign ones too."""
         return tgt_show.parse_targets(self.client.show_targets(deadline))
 
-    def find(self, name: str, deadline: Deadline) -> Target | None:
-        """The target of this name."""
-        return self.all(deadline).get(name)
+    def numbers(self, deadline: Deadline) -> Mapping[str, int]:
+        """The number of every target by its name, foreign ones too; no initiator has a word in it."""
+        return {name: tid for tid, name in tgt_show.parse_names(self.client.show_names(deadline)).items()}
 
-    def make(self, publication: Publication, deadline: Deadline) -> None:
-        """Make the target of a publication, which must be absent; opened for logins by the last step.
+    def build(self, publication: Publication, deadline: Deadline) -> None:
+        """Make the target of a publication, which must be absent, all but its rule: nobody can log in yet.
 
         Raises Unavailable when the device is not there or the target's number is taken.
         """
@@ -129,10 +66,8 @@ class Targets:
                 f"target {publication.target}: its number {tid} is taken in tgtd by another target; unpublish volume "
                 f"{publication.volume_id} and publish it again, which takes another number"
             ) from error
-        for user, secret in ((chap.user, chap.secret), (chap.mutual_user, chap.mutual_secret)):
-            # Left over from a call that was cut off. Its secret can't be read back, so it is not trusted.
-            self._drop_account(user, deadline)
-            client.create_account(user, secret, deadline)
+        self._create_account(chap.user, chap.secret, deadline)
+        self._create_account(chap.mutual_user, chap.mutual_secret, deadline)
         # One incoming account for the whole life of the target: tgtd does not stand a change of it.
         client.bind_account(tid, chap.user, outgoing=False, deadline=deadline)
         client.bind_account(tid, chap.mutual_user, outgoing=True, deadline=deadline)
@@ -140,9 +75,22 @@ class Targets:
         client.update_lun(tid, LUN, _identity(publication), deadline)
         for key, value in _NOP.items():
             client.set_target(tid, key, value, deadline)
-        self._verify(publication, deadline, with_rule=False)
-        client.bind_initiator(tid, publication.node.initiator, deadline)
-        self._verify(publication, deadline)
+
+    def open(self, publication: Publication, deadline: Deadline) -> None:
+        """Let the node in; the target must have been built and verified."""
+        self.client.bind_initiator(publication.tid, publication.node.initiator, deadline)
+
+    def verify(self, publication: Publication, shown: Shown, *, with_rule: bool) -> None:
+        """Raises CommandFailed when tgtd took the steps but does not show what they say."""
+        target = shown.get((publication.tid, publication.target))
+        if target is None:
+            raise Unavailable(f"target {publication.target}: vanished from tgtd while it was made; repeat the request")
+        found = differences(publication, target, with_rule=with_rule)
+        if found:
+            raise CommandFailed(
+                f"target {publication.target}: tgtd accepted every step but shows {found}; repeat the request, and if "
+                "it stays so restart tgtd"
+            )
 
     def reopen(self, publication: Publication, deadline: Deadline) -> None:
         """Let tgtd see the device's present size. The node's commands wait meanwhile and are repeated by its kernel.
@@ -154,7 +102,7 @@ class Targets:
         self._check_device(publication)
         client.set_target(tid, "state", "offline", deadline)
         try:
-            self._until(lambda: self._close_all(tid, name, deadline), f"target {name}: not reopened", deadline)
+            self._until(lambda: self._without_sessions(tid, name, deadline), f"target {name}: not reopened", deadline)
         except Exception:
             with suppress(DriverError):  # let the node go on with the old size; the error that counts is raised
                 client.set_target(tid, "state", "ready", Deadline.after(5.0))
@@ -162,7 +110,7 @@ class Targets:
         # Should this fail, the target stays offline and the node waits; with its device closed it would get I/O errors.
         client.reopen_lun(tid, LUN, publication.device, deadline)
         client.set_target(tid, "state", "ready", deadline)
-        self._verify(publication, deadline)
+        self.verify(publication, self.all(deadline), with_rule=True)
 
     def fence(self, name: str, accounts: Iterable[str], deadline: Deadline) -> None:
         """Remove a target so that nobody reaches its device any more and nothing is in flight; absent is fine.
@@ -179,7 +127,8 @@ class Targets:
         if users:
             bound = {user for target in self.all(deadline).values() for user in (*target.incoming, *target.outgoing)}
             for user in sorted(set(users) - bound):
-                self._drop_account(user, deadline)
+                with _gone_is_fine():
+                    self.client.delete_account(user, deadline)
 
     def close_foreign(self, target: Target, initiator: str, deadline: Deadline) -> None:
         """Close the sessions of anybody else than the initiator: a session outlives the rule that let it in."""
@@ -199,39 +148,47 @@ class Targets:
             ) from error
 
     def _fence_step(self, name: str, users: set[str], deadline: Deadline) -> bool:
-        """Go as far as it goes now; True when the target is gone.
-
-        What is there, and which number it has, is taken from the list in which no word is an initiator's.
-        """
-        tid = self._number_of(name, deadline)
+        """Go as far as it goes now; True when the target is gone. Whether it is gone is tgtd's word alone: its list of
+        names, and its refusals while there are sessions or commands."""
+        tid = self.numbers(deadline).get(name)
         if tid is None:
             return True
-        target = self.find(name, deadline)
+        target = self.all(deadline).get((tid, name))
+        if target is None or target.problem or not self._unbind_all(target, deadline):
+            # Its rules can't be read, so the door is shut in the other way.
+            self.client.set_target(tid, "state", "offline", deadline)
         if target is not None:
             users |= {user for user in (*target.incoming, *target.outgoing) if OUR_ACCOUNT.fullmatch(user)}
-            for rule in target.acl:
-                with _gone_is_fine():
-                    self.client.unbind(tid, rule, deadline)
-        if not self._close_all(tid, name, deadline):
+        if self._close(tid, deadline):
             return False
         try:
-            for lun in target.luns if target is not None else ():
-                if lun.number:
-                    with _gone_is_fine():
-                        self.client.delete_lun(tid, lun.number, deadline)
+            for lun in [unit.number for unit in target.luns if unit.number] if target is not None else []:
+                with _gone_is_fine():
+                    self.client.delete_lun(tid, lun, deadline)
             with _gone_is_fine():
                 self.client.delete_target(tid, name, deadline)
         except Refused as error:
             if error.code in _ACTIVE:
                 return False
             raise
-        return self._number_of(name, deadline) is None
+        return name not in self.numbers(deadline)
 
-    def _close_all(self, tid: int, name: str, deadline: Deadline) -> bool:
-        """Close every connection of a target; True when there is no session any more."""
+    def _unbind_all(self, target: Target, deadline: Deadline) -> bool:
+        """Remove every rule; False when one is shown that can't be. Whoever is in is taken for a rule as well."""
+        clean = True
+        for rule in dict.fromkeys([*target.acl, *(nexus.initiator for nexus in target.nexuses)]):
+            try:
+                with _gone_is_fine():
+                    self.client.unbind(target.tid, rule, deadline)
+            except Invalid:
+                clean = False
+        return clean
+
+    def _without_sessions(self, tid: int, name: str, deadline: Deadline) -> bool:
+        """Close every connection of a target; True when there is no session any more, so no command in flight."""
         if self._close(tid, deadline):
             return False
-        target = self.find(name, deadline)
+        target = self.all(deadline).get((tid, name))
         return target is None or not target.nexuses
 
     def _close(self, tid: int, deadline: Deadline, *, only: Collection[int] | None = None) -> int:
@@ -245,25 +202,15 @@ class Targets:
                         self.client.close_connection(tid, connection.sid, connection.cid, deadline)
         return count
 
-    def _number_of(self, name: str, deadline: Deadline) -> int | None:
-        names = tgt_show.parse_names(self.client.show_names(deadline))
-        return next((tid for tid, other in names.items() if other == name), None)
-
-    def _drop_account(self, user: str, deadline: Deadline) -> None:
-        with _gone_is_fine():
-            self.client.delete_account(user, deadline)
-
-    def _verify(self, publication: Publication, deadline: Deadline, *, with_rule: bool = True) -> None:
-        target = self.find(publication.target, deadline)
-        if target is None:
-            raise Unavailable(f"target {publication.target}: vanished from tgtd while it was made; repeat the request")
-        found = differences(publication, target, with_rule=with_rule)
-        if found:
-            shown = ", ".join(found.remake + found.reopen)
-            raise CommandFailed(
-                f"target {publication.target}: tgtd accepted every step but shows {shown}; "
-                "repeat the request, and if it stays so restart tgtd"
-            )
+    def _create_account(self, user: str, secret: str, deadline: Deadline) -> None:
+        try:
+            self.client.create_account(user, secret, deadline)
+        except Refused as error:
+            if error.code != Code.USER_EXISTS:
+                raise
+            # Left over from a call that was cut off. Its secret can't be read back, so it is not trusted.
+            self.drop_accounts([user], deadline)
+            self.client.create_account(user, secret, deadline)
 
     def _check_device(self, publication: Publication) -> None:
         device = publication.device

@@ -64,9 +64,9 @@ class Filesystems:
     def probe(self, device: Path, deadline: Deadline) -> str:
         """What stands on the device.
 
-        "" = surely nothing: the device can be read at its start, middle and end, before and after the search, and the
-        search found no signature. A filesystem's name as blkid has it. "?" and a description for anything else
-        (partition table, LVM, RAID, LUKS, swap, several signatures at once).
+        "" = surely nothing: the device can be read at its start, middle and end, before and after the search, and
+        neither of two searches found a signature. A filesystem's name as blkid has it. "?" and a description for
+        anything else (partition table, LVM, RAID, LUKS, swap, several signatures at once, a damaged superblock).
         An XFS whose mkfs was killed counts as nothing: its superblock says so, no kernel mounts it, so no file ever
         was on it.
         Raises Unavailable when the device is missing or can't be read.
@@ -126,9 +126,12 @@ class Filesystems:
         self._prove_readable(device, size_bytes, deadline)
         argv = ["blkid", "--probe", "--output=export", "--", str(device)]
         result = self._runner.run(argv, deadline=deadline, read_only=True, ok=frozenset({0, 2, 8}))
-        if result.returncode == 8:
-            return _Look("?several signatures that contradict each other (wipefs shows them)")
-        if result.returncode == 2:
+        if result.returncode != 0:
+            signatures = self._every_signature(device, deadline)
+            if len(signatures) == 1:
+                return _Look(f"?{signatures[0]} with a damaged superblock")
+            if result.returncode == 8 or signatures:
+                return _Look(f"?signatures that contradict each other ({', '.join(signatures) or 'wipefs lists none'})")
             # It may have been dead while blkid looked: only a device that answers afterwards too is blank.
             self._prove_readable(device, size_bytes, deadline)
             return _Look("")
@@ -157,6 +160,18 @@ class Filesystems:
                     f"{device}: can't be read at byte {block * _READ_BYTES} ({last_words(result)}); "
                     "see the connection to the SNODE and dmesg, then repeat"
                 )
+
+    def _every_signature(self, device: Path, deadline: Deadline) -> list[str]:
+        """What wipefs lists, superblocks with wrong checksums too, nothing weighed against another; only looks.
+
+        blkid of util-linux 2.41 (Debian 13) ends with 2 where there are several filesystems, as if there were none,
+        where earlier ones end with 8; and mkfs, by the same library, then formats.
+        """
+        argv = ["wipefs", "--noheadings", "--output=TYPE", "--", str(device)]
+        result = self._runner.run(argv, deadline=deadline, read_only=True, ok=None)
+        if result.returncode != 0:
+            raise Unavailable(f"{device}: can't be searched for signatures ({last_words(result)}); repeat")
+        return sorted(set(result.stdout.split()))
 
     def _xfs_unfinished(self, device: Path, deadline: Deadline) -> bool:
         argv = ["dd", f"if={device}", "bs=1", "count=1", f"skip={_XFS_IN_PROGRESS_OFFSET}", "status=none"]

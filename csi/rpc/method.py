@@ -94,19 +94,19 @@ R = TypeVar("R", bound=Message)
 
 
 def method(
-    *, slot: bool = True, level: int = logging.INFO
+    *, slot: bool = True, level: int = logging.INFO, failure_level: int = logging.WARNING
 ) -> Callable[[Callable[[S, Q, Deadline], R]], Callable[[S, Q, grpc.ServicerContext], R]]:
     """Make an RPC handler of a function `(self, request, deadline) -> response` that raises DriverErrors.
 
     slot: False for what must be answered even when all slots are taken; such a function never waits for anything.
-    level: of the log line of a call that went well.
+    level: of the log line of a call that went well; failure_level: of one that ended with an error of the driver.
     """
 
     def decorate(function: Callable[[S, Q, Deadline], R]) -> Callable[[S, Q, grpc.ServicerContext], R]:
         @functools.wraps(function)
         def handler(self: S, request: Q, context: grpc.ServicerContext) -> R:
             deadline = self.calls.deadline(context)
-            outcome = _call(function, self, request, deadline, slot=slot, level=level)
+            outcome = _call(function, self, request, deadline, slot=slot, level=level, failure_level=failure_level)
             if isinstance(outcome, _Failure):
                 # Last statement of the outermost frame: abort raises a bare Exception, which nothing may catch.
                 context.abort(outcome.code, outcome.message)
@@ -118,7 +118,14 @@ def method(
 
 
 def _call(
-    function: Callable[[S, Q, Deadline], R], servicer: S, request: Q, deadline: Deadline, *, slot: bool, level: int
+    function: Callable[[S, Q, Deadline], R],
+    servicer: S,
+    request: Q,
+    deadline: Deadline,
+    *,
+    slot: bool,
+    level: int,
+    failure_level: int,
 ) -> R | _Failure:
     name, volume = function.__name__, _volume_of(request)
     began = time.monotonic()
@@ -131,7 +138,8 @@ def _call(
                 response = function(servicer, request, deadline)
         except DriverError as error:
             text, code = str(error), code_of(error)
-            _log.warning("rpc", code=code.name, ms=_ms(began), error=without(text, hidden_values(request)))
+            shown = without(text, hidden_values(request))
+            _log.log(failure_level, "rpc", code=code.name, ms=_ms(began), error=shown)
             # The caller sent the mount flags, and must be told which one is wrong; the log need not know it.
             return _Failure(code, _fit(without(text, hidden_values(request, but=frozenset({"mount_flags"})))))
         except Exception as error:  # noqa: BLE001 - the caller must get a status whatever happens

@@ -45,7 +45,8 @@ class Identity(csi_pb2_grpc.IdentityServicer):
             ]
         )
 
-    @method(slot=False, level=logging.DEBUG)
+    # Asked every few seconds: what keeps us from being ready is logged once, when it is found.
+    @method(slot=False, level=logging.DEBUG, failure_level=logging.DEBUG)
     def Probe(self, request: pb.ProbeRequest, deadline: Deadline) -> pb.ProbeResponse:
         """OK when ready, ready=false before the first look at the parts, FAILED_PRECONDITION with the reasons else."""
         problems = self._readiness.problems(wait_seconds=min(_FIRST_LOOK_SECONDS, deadline.remaining()))

@@ -87,6 +87,7 @@ class FakeMounts:
             "mount": self._mount,
             Path(sys.executable).name: self._unmount,
             "blkid": self._blkid,
+            "wipefs": self._wipefs,
             "blockdev": self._blockdev,
             "dd": self._dd,
             "e2fsck": self._e2fsck,
@@ -212,6 +213,14 @@ class FakeMounts:
         if signature.startswith("?"):
             return 0, f"TYPE={signature[1:]}\nUSAGE=other\n", ""
         return 0, f"DEVNAME={argv[-1]}\nTYPE={signature}\nUSAGE=filesystem\n", ""
+
+    def _wipefs(self, argv: Sequence[str], _input: str | None) -> Reply:
+        assert list(argv[1:-1]) == ["--noheadings", "--output=TYPE", "--"], argv
+        disk = self._find_disk(Path(argv[-1]))
+        if disk is None:
+            return 1, "", f"wipefs: error: {argv[-1]}: probing initialization failed: No such file or directory"
+        signature = self.on(disk.key).signature if disk.readable else ""
+        return 0, f"{signature.removeprefix('?')}\n" if signature else "", ""
 
     def _blockdev(self, argv: Sequence[str], _input: str | None) -> Reply:
         assert len(argv) == 3 and argv[1] == "--getsize64", argv

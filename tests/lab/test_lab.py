@@ -132,15 +132,19 @@ def test_commands_in_flight_tell_of_a_power_cut(lab: Lab) -> None:
         command.wait(20)
 
 
+def reaches(one: Guest, two: Guest, tries: int = 5) -> bool:
+    """Whether an answer comes; several tries, since a busy machine may hold up one frame for long."""
+    return one.run(["ping", f"-c{tries}", "-i.3", "-W1", two.ip])[0] == 0
+
+
 def test_network_is_cut_and_healed(pair: list[Guest]) -> None:
     one, two = pair
-    ping = ["ping", "-c1", "-W1", two.ip]
-    one.sh(ping)
+    assert reaches(one, two)
     two.cut()
-    assert one.run(ping)[0] == 1
+    assert not reaches(one, two, 3)
     assert two.sh("echo still here") == "still here"
     two.heal()
-    one.sh(["ping", "-c1", "-W3", two.ip])
+    assert reaches(one, two)
 
 
 def test_network_is_delayed_and_lossy(pair: list[Guest]) -> None:
@@ -148,7 +152,7 @@ def test_network_is_delayed_and_lossy(pair: list[Guest]) -> None:
     two.delay(200)
     assert round_trip_ms(one, two) > 190
     two.delay(loss_percent=100)
-    assert one.run(["ping", "-c1", "-W1", two.ip])[0] == 1
+    assert not reaches(one, two, 3)
     two.delay()
     assert round_trip_ms(one, two) < 100
 
@@ -194,7 +198,7 @@ def test_connection_is_reset_and_a_new_one_works(pair: list[Guest], say: Say) ->
 
 def test_paused_guest_comes_back(pair: list[Guest]) -> None:
     pair[1].pause()
-    assert pair[0].run(["ping", "-c1", "-W1", pair[1].ip])[0] == 1
+    assert not reaches(pair[0], pair[1], 3)
     pair[1].resume()
     assert pair[1].sh("echo back") == "back"
 
@@ -208,7 +212,7 @@ def test_host_program_and_socket_reach_a_guest(pair: list[Guest]) -> None:
     with socket.socket(socket.AF_UNIX) as relayed:
         relayed.connect(str(lab.forward(pair[0].ip, 7001)))
         assert relayed.recv(10) == b"hi"
-    assert lab.popen(["ping", "-c1", "-W1", pair[0].ip], stdout=subprocess.DEVNULL).wait(5) == 0
+    assert lab.popen(["ping", "-c5", "-i.3", "-W1", pair[0].ip], stdout=subprocess.DEVNULL).wait(10) == 0
     assert Path("/proc/thread-self/ns/net").readlink() == _OUTSIDE, "this process stays outside"
     server.signal(signal.SIGKILL)
 

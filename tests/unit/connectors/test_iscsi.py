@@ -121,7 +121,7 @@ def test_refused_target_is_tried_a_few_times_and_leaves_nothing(node: FakeIscsi,
     node.targets.clear()
     with pytest.raises(Unavailable, match="published to this node"):
         node.connector().connect(attachment, deadline)
-    assert node.runner.count("--login") == 4
+    assert node.runner.count("--login") == 5
     assert node.leftovers() == []
 
 
@@ -209,7 +209,6 @@ def test_unit_that_is_no_disk_is_forgotten_and_looked_for_again(node: FakeIscsi,
 
 def test_disk_without_its_node_is_not_used(node: FakeIscsi) -> None:
     attachment, connector = node.publish(V), node.connector()
-    node.runner.fail("rescan", nth=99)
     connector.connect(attachment, Deadline.after(5))
     (node.dev / "sda").unlink()
     with pytest.raises(Unavailable, match="host's /dev"):

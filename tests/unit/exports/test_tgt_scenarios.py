@@ -379,7 +379,7 @@ def test_the_fake_shows_what_the_real_one_shows(fake_daemon: FakeDaemon, real_da
         client = TgtClient(daemon.socket)
         client.set_target(publications[1].tid, "state", "offline", soon())
         targets = client.show_targets(soon())
-        sid = str(parse_targets(targets)[publications[0].target].nexuses[0].sid)
+        sid = str(parse_targets(targets)[publications[0].tid, publications[0].target].nexuses[0].sid)
         connections = client.show_connections(publications[0].tid, soon())
         assert session.alive()
         texts.append(

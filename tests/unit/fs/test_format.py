@@ -78,8 +78,18 @@ def fingerprint(device: Path) -> tuple[int, str]:
 
 
 def two_filesystems(device: Path) -> None:
+    """A btrfs, and in the 64 KiB that it leaves free the superblock of an ext4: both whole, with their checksums."""
     tool("mkfs.ext4", "-q", "-b", "4096", str(device))
-    write(device, 65536 + 64, b"_BHRfS_M")
+    with device.open("rb") as file:
+        superblock = file.read(2048)[1024:]
+    tool("mkfs.btrfs", "-q", "-f", str(device))
+    write(device, 1024, superblock)
+
+
+def damaged_ext4(device: Path) -> None:
+    """The superblock's label is changed, its checksum is not."""
+    tool("mkfs.ext4", "-q", "-b", "4096", str(device))
+    write(device, 1024 + 120, b"changed")
 
 
 SIGNATURES: list[tuple[str, Callable[[Path], object]]] = [
@@ -95,7 +105,8 @@ SIGNATURES: list[tuple[str, Callable[[Path], object]]] = [
     ("?linux_raid_member", raid),
     ("?a partition table (gpt)", gpt),
     ("?a partition table (dos)", mbr),
-    ("?several signatures that contradict each other (wipefs shows them)", two_filesystems),
+    ("?ext4 with a damaged superblock", damaged_ext4),
+    ("?signatures that contradict each other (btrfs, ext4)", two_filesystems),
 ]
 
 
@@ -251,7 +262,7 @@ def test_an_xfs_whose_mkfs_never_ended_is_no_filesystem(
 ) -> None:
     device = make_disk(320)
     filesystems.make(device, fs_type="xfs", deadline=deadline)
-    write(device, 126, b"\1")  # sb_inprogress
+    tool("xfs_db", "-x", "-c", "sb 0", "-c", "write inprogress 1", str(device))
     (scratch / "m").mkdir()
     tool("mount", "-t", "xfs", str(device), str(scratch / "m"), ok=(32,))
     assert filesystems.probe(device, deadline) == ""

@@ -385,7 +385,7 @@ def test_a_racing_swap_never_moves_a_mount_elsewhere(
     mounts.ensure_directory(pod / "mount")
     landed = refused = 0
     with swapping(pod, victim):
-        for _ in range(60):
+        for _ in range(40):
             try:
                 mounts.bind(staged, pod / "mount", readonly=True, deadline=deadline)
                 landed += 1
@@ -397,7 +397,7 @@ def test_a_racing_swap_never_moves_a_mount_elsewhere(
     mounts.unmount_all(pod / "mount", deadline)
     mounts.bind(staged, victim / "mount", readonly=False, deadline=deadline)
     with swapping(pod, victim):
-        for _ in range(60):
+        for _ in range(20):
             try:
                 mounts.unmount_all(pod / "mount", deadline)
             except (Invalid, Unavailable):

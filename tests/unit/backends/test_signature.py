@@ -1,0 +1,149 @@
+"""The look at a device: real tools make what is to be found; in doubt it is never "nothing"."""
+
+import os
+import struct
+import subprocess
+import zlib
+from pathlib import Path
+
+import pytest
+
+from csi.backends.signature import look
+from csi.errors import Unavailable
+from tests.unit.backends.rig import MIB
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "image"
+    with path.open("wb") as file:
+        file.truncate(320 * MIB)
+    return path
+
+
+def gpt(path: Path) -> None:
+    """An empty GUID partition table with its copy at the end, and the protective MBR."""
+    sectors = path.stat().st_size // 512
+    entries = bytes(128 * 128)
+
+    def header(here: int, there: int, table: int) -> bytes:
+        fields = struct.pack(
+            "<8sIIIIQQQQ16sQIII", b"EFI PART", 0x10000, 92, 0, 0, here, there, 34, sectors - 34,
+            bytes(range(16)), table, 128, 128, zlib.crc32(entries),
+        )  # fmt: skip
+        return fields[:16] + struct.pack("<I", zlib.crc32(fields)) + fields[20:]
+
+    with path.open("r+b") as file:
+        file.seek(446)
+        file.write(struct.pack("<B3sB3sII", 0, b"\0\2\0", 0xEE, b"\xff\xff\xff", 1, sectors - 1))
+        file.seek(510)
+        file.write(b"\x55\xaa" + header(1, sectors - 1, 2) + entries)
+        file.seek((sectors - 33) * 512)
+        file.write(entries + header(sectors - 1, 1, sectors - 33))
+
+
+def test_nothing(image: Path) -> None:
+    assert look(image) == ""
+    with image.open("r+b") as file:
+        file.write(os.urandom(4096).replace(b"\x55\xaa", b"\0\0"))
+        file.seek(100 * MIB)
+        file.write(b"data without a signature")
+    assert look(image) == ""
+
+
+@pytest.mark.parametrize(
+    ("argv", "found"),
+    [
+        (["mkfs.ext4", "-q"], "ext4"),
+        (["mkfs.xfs", "-q"], "xfs"),
+        (["mkfs.btrfs", "-q"], "btrfs"),
+        (["mkswap"], "swap"),
+    ],
+)
+def test_made_by_real_tools(image: Path, argv: list[str], found: str) -> None:
+    subprocess.run([*argv, str(image)], check=True, capture_output=True)
+    assert look(image) == found
+
+
+@pytest.mark.root
+def test_lvm_disk_on_a_loop_device(image: Path) -> None:
+    done = subprocess.run(["losetup", "--find", "--show", image], check=True, capture_output=True, text=True)
+    disk = done.stdout.strip()
+    try:
+        assert look(Path(disk)) == ""
+        config = f'devices{{filter=["a|^{disk}$|","r|.*|"] use_devicesfile=0}} backup{{backup=0 archive=0}}'
+        pvcreate = ["pvcreate", "--driverloaded", "n", "--config", config, "--yes", disk]
+        subprocess.run(pvcreate, check=True, capture_output=True)
+        assert look(Path(disk)) == "LVM2_member"
+        link = image.parent / "link"
+        link.symlink_to(disk)  # as /dev/VG/LV is
+        assert look(link) == "LVM2_member"
+    finally:
+        subprocess.run(["losetup", "--detach", disk], check=True)
+
+
+@pytest.mark.parametrize("wiped", [None, (0, 512), (0, 4096)])
+def test_partition_table_even_without_its_beginning(image: Path, wiped: tuple[int, int] | None) -> None:
+    gpt(image)
+    if wiped:
+        with image.open("r+b") as file:
+            file.seek(wiped[0])
+            file.write(bytes(wiped[1]))
+    assert look(image) == "partition table gpt"
+
+
+def test_contradicting_signatures(image: Path, tmp_path: Path) -> None:
+    subprocess.run(["mkfs.ext4", "-q", str(image)], check=True, capture_output=True)
+    other = tmp_path / "xfs"
+    with other.open("wb") as file:
+        file.truncate(320 * MIB)
+    subprocess.run(["mkfs.xfs", "-q", str(other)], check=True, capture_output=True)
+    with image.open("r+b") as file:
+        file.write(other.read_bytes()[:512])
+    assert look(image) == "several contradicting signatures"
+
+
+def test_superblock_with_a_wrong_checksum_is_still_a_sign(image: Path) -> None:
+    subprocess.run(["mkfs.ext4", "-q", str(image)], check=True, capture_output=True)
+    with image.open("r+b") as file:
+        file.seek(1024 + 0x64)
+        file.write(b"\xff\xff\xff\xff")
+    assert look(image) == "ext4"
+
+
+def test_unreadable_missing_empty(tmp_path: Path) -> None:
+    with pytest.raises(Unavailable, match="No such file"):
+        look(tmp_path / "nosuch")
+    (tmp_path / "empty").touch()
+    with pytest.raises(Unavailable, match="no size"):
+        look(tmp_path / "empty")
+    with pytest.raises(Unavailable):
+        look(tmp_path)
+
+
+def test_links_to_files_are_not_followed(image: Path) -> None:
+    link = image.parent / "link"
+    link.symlink_to(image)
+    with pytest.raises(Unavailable, match="does not lead to a block device"):
+        look(link)
+
+
+@pytest.mark.root
+def test_a_device_whose_backing_fails_is_unavailable(image: Path) -> None:
+    """The file below the loop device is cut: reads beyond its end fail, as on a dying disk."""
+    done = subprocess.run(["losetup", "--find", "--show", image], check=True, capture_output=True, text=True)
+    disk = Path(done.stdout.strip())
+    try:
+        for cut in (310 * MIB, 100 * MIB, 0):
+            os.truncate(image, cut)
+            with pytest.raises(Unavailable, match=r"unreadable|ends at"):
+                look(disk)
+    finally:
+        subprocess.run(["losetup", "--detach", disk], check=True)
+
+
+def test_no_descriptor_is_left_open(image: Path) -> None:
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(20):
+        look(image)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before

@@ -1,0 +1,401 @@
+"""The use cases of a CNODE with real loop devices, filesystems and mounts."""
+
+import os
+import shutil
+import stat
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from csi.backends.files import FilesBackend
+from csi.connectors.loop import LoopConnector
+from csi.errors import Conflict, DataLoss, InUse, Invalid, NotFound
+from csi.exports.none import NoExport
+from csi.fs.format import Filesystems
+from csi.fs.mounts import Mounts
+from csi.locks import VolumeLocks
+from csi.model import AccessMode, Capability
+from csi.publications import Publications
+from csi.records import RecordStore
+from csi.run import SubprocessRunner
+from csi.sealing import NodeKey
+from csi.staging import Staging
+from csi.volumes import Pool, Volumes
+from tests.leftovers import all_below, loops_below, mounts_below
+from tests.unit.snode import MIB, soon
+
+WRITER = Capability(AccessMode.SINGLE_NODE_WRITER)
+BLOCK = Capability(AccessMode.SINGLE_NODE_WRITER, block=True)
+READER = Capability(AccessMode.SINGLE_NODE_READER_ONLY)
+SINGLE = Capability(AccessMode.SINGLE_NODE_SINGLE_WRITER)
+
+
+class Machine:
+    """A SNODE and CNODE on files and loop devices, one volume `a`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.staging_path = folder / "staging"
+        self.target = folder / "targets" / "one"
+        self.start()
+        self.volume = self.create("a")
+        self.volume_id = self.volume.volume_id
+
+    def start(self) -> None:
+        state = self.folder / "state"
+        state.mkdir(exist_ok=True)
+        runner = SubprocessRunner()
+        records = RecordStore(state / "node")
+        self.staging = Staging(
+            [LoopConnector(runner, roots=[self.folder / "pool"])],
+            filesystems=Filesystems(runner),
+            mounts=Mounts(runner),
+            records=records,
+            locks=VolumeLocks(state / "locks"),
+            key=NodeKey.load(records),
+            name="one",
+            read_initiator=lambda: "",
+            target_roots=[self.folder],
+        )
+        backend = FilesBackend("files", directory=self.folder / "pool", state=state / "pools")
+        self.volumes = Volumes(
+            {"files": Pool(backend, NoExport(), local_to="one")},
+            default_pool="files",
+            publications=Publications(RecordStore(state / "publications")),
+            locks=VolumeLocks(state / "locks"),
+        )
+
+    def create(self, name: str, size_bytes: int = 16 * MIB):  # type: ignore[no-untyped-def]
+        return self.volumes.create(
+            name=name, required_bytes=size_bytes, limit_bytes=0, capabilities=[WRITER], parameters={}, requisite=[],
+            deadline=soon(),
+        )  # fmt: skip
+
+    def context(self, capability: Capability = WRITER, volume_id: str = "") -> dict[str, str]:
+        node_id = self.staging.info(soon()).node_id
+        volume_id = volume_id or self.volume_id
+        return self.volumes.publish(
+            volume_id, node_id=node_id, capability=capability, readonly=False, deadline=soon()
+        )
+
+    def stage(self, capability: Capability = WRITER, *, path: Path | None = None, **changes: str) -> None:
+        self.staging.stage(
+            self.volume_id,
+            staging_path=path or self.staging_path,
+            capability=capability,
+            publish_context=self.context(capability) | changes,
+            deadline=soon(),
+        )
+
+    def publish(self, capability: Capability = WRITER, *, target: Path | None = None, readonly: bool = False) -> None:
+        self.staging.publish(
+            self.volume_id,
+            staging_path=self.staging_path,
+            target_path=target or self.target,
+            capability=capability,
+            readonly=readonly,
+            deadline=soon(),
+        )
+
+    def unpublish(self, target: Path | None = None) -> None:
+        self.staging.unpublish(self.volume_id, target_path=target or self.target, deadline=soon())
+
+    def unstage(self, path: Path | None = None) -> None:
+        self.staging.unstage(self.volume_id, staging_path=path or self.staging_path, deadline=soon())
+
+    def leave(self) -> None:
+        """Unstage, and let the SNODE see it."""
+        self.unstage()
+        self.volumes.unpublish(self.volume_id, node_id="", deadline=soon())
+
+
+@pytest.fixture
+def machine() -> Iterator[Machine]:
+    folder = Path(tempfile.mkdtemp(prefix="snode-staging-", dir="/var/tmp"))
+    try:
+        yield Machine(folder)
+        left = all_below(folder)
+    finally:
+        for point in reversed(mounts_below(folder)):
+            subprocess.run(["umount", point], check=False)
+        for loop in loops_below(folder):
+            subprocess.run(["losetup", "--detach", f"/dev/{loop}"], check=False)
+        shutil.rmtree(folder)
+    assert left == []
+
+
+@pytest.mark.parametrize("fs_type", ["ext4", "xfs", "btrfs"])
+def test_data_survive_every_round_trip(machine: Machine, fs_type: str) -> None:
+    capability = Capability(AccessMode.SINGLE_NODE_WRITER, fs_type=fs_type)
+    machine.volume = machine.create(fs_type, 400 * MIB)
+    machine.volume_id = machine.volume.volume_id
+    for step in range(2):
+        for _ in range(2):
+            machine.stage(capability)
+            machine.publish(capability)
+        if step == 0:
+            (machine.target / "data").write_text("kept")
+        assert (machine.target / "data").read_text() == "kept"
+        (usage, *_) = machine.staging.stats(
+            machine.volume_id, volume_path=machine.target, staging_path=None, deadline=soon()
+        )
+        assert usage.unit == "bytes"
+        assert usage.total > 200 * MIB
+        for _ in range(2):
+            machine.unpublish()
+        assert not machine.target.exists()
+        for _ in range(2):
+            machine.unstage()
+        assert all_below(machine.folder) == []
+        machine.volumes.unpublish(machine.volume_id, node_id="", deadline=soon())
+
+
+def test_raw_block(machine: Machine) -> None:
+    machine.stage(BLOCK)
+    machine.publish(BLOCK)
+    machine.publish(BLOCK)
+    assert stat.S_ISBLK(machine.target.stat().st_mode)
+    with machine.target.open("r+b") as device:
+        device.write(b"raw data")
+    (usage,) = machine.staging.stats(
+        machine.volume_id, volume_path=machine.target, staging_path=None, deadline=soon()
+    )
+    assert usage.total == 16 * MIB
+    with pytest.raises(InUse):
+        machine.unstage()
+    machine.unpublish()
+    machine.leave()
+    assert machine.volume.device.read_bytes()[:8] == b"raw data"
+    with pytest.raises(DataLoss, match="held data"):
+        machine.stage()
+    machine.leave()
+    assert machine.volume.device.read_bytes()[:8] == b"raw data"
+
+
+def test_another_filesystem_or_mode_is_a_conflict(machine: Machine) -> None:
+    machine.stage()
+    with pytest.raises(Conflict, match="xfs"):
+        machine.stage(Capability(AccessMode.SINGLE_NODE_WRITER, fs_type="xfs"))
+    machine.unstage()
+    with pytest.raises(Conflict, match="has a ext4"):
+        machine.stage(Capability(AccessMode.SINGLE_NODE_WRITER, fs_type="xfs"))
+    machine.unstage()
+
+
+def test_a_destroyed_superblock_is_never_formatted(machine: Machine) -> None:
+    machine.stage()
+    machine.publish()
+    (machine.target / "data").write_text("precious")
+    machine.unpublish()
+    machine.unstage()
+    with machine.volume.device.open("r+b") as device:
+        device.write(bytes(4096))
+    before = machine.volume.device.read_bytes()
+    for _ in range(2):
+        with pytest.raises(DataLoss, match="formatted before|held data"):
+            machine.stage()
+    machine.volumes.tend(soon())
+    machine.leave()
+    with pytest.raises(DataLoss):
+        machine.stage()
+    machine.leave()
+    assert machine.volume.device.read_bytes() == before
+
+
+def test_no_permission_no_mkfs(machine: Machine) -> None:
+    with pytest.raises(DataLoss, match="held data"):
+        machine.stage(may_format="false")
+    machine.unstage()
+    assert not machine.volume.device.read_bytes().strip(b"\0")
+
+
+def test_a_foreign_signature_is_never_overwritten(machine: Machine) -> None:
+    subprocess.run(["mkswap", "-q", machine.volume.device], check=True, capture_output=True)
+    before = machine.volume.device.read_bytes()
+    with pytest.raises(DataLoss, match="swap"):
+        machine.stage(may_format="true")
+    machine.unstage()
+    assert machine.volume.device.read_bytes() == before
+
+
+def test_blank_volume_for_a_reader_says_that_there_is_nothing(machine: Machine) -> None:
+    with pytest.raises(DataLoss, match="never written"):
+        machine.stage(READER)
+    machine.leave()
+    machine.stage()
+    machine.leave()
+    machine.stage(READER)
+    machine.publish(READER)
+    with pytest.raises(OSError, match="Read-only"):
+        (machine.target / "data").write_text("x")
+    machine.unpublish()
+    machine.unstage()
+
+
+def test_publish_needs_a_stage(machine: Machine) -> None:
+    with pytest.raises(InUse, match="NodeStageVolume"):
+        machine.publish()
+    machine.stage()
+    with pytest.raises(InUse, match="not mounted at"):
+        machine.staging.publish(
+            machine.volume_id, staging_path=machine.folder / "other", target_path=machine.target, capability=WRITER,
+            readonly=False, deadline=soon(),
+        )  # fmt: skip
+    machine.unstage()
+
+
+def test_read_only_publish_of_a_writable_stage(machine: Machine) -> None:
+    machine.stage()
+    machine.publish(readonly=True)
+    machine.publish(readonly=True)
+    with pytest.raises(OSError, match="Read-only"):
+        (machine.target / "data").write_text("x")
+    with pytest.raises(Conflict, match="read-only"):
+        machine.publish()
+    machine.unpublish()
+    machine.unstage()
+
+
+def test_single_writer_has_one_path_and_multi_writer_several(machine: Machine) -> None:
+    machine.stage(SINGLE)
+    machine.publish(SINGLE)
+    machine.publish(SINGLE)
+    other = machine.folder / "targets" / "two"
+    with pytest.raises(InUse, match="SINGLE_NODE_SINGLE_WRITER"):
+        machine.publish(SINGLE, target=other)
+    assert not other.exists()
+    machine.unpublish()
+    machine.publish(SINGLE, target=other)
+    machine.unpublish(other)
+    machine.leave()
+    machine.stage()
+    machine.publish()
+    machine.publish(target=other)
+    with pytest.raises(InUse, match="targets"):
+        machine.unstage()
+    machine.unpublish()
+    machine.unpublish(other)
+    machine.unstage()
+
+
+def test_a_foreign_mount_is_not_touched(machine: Machine) -> None:
+    machine.staging_path.mkdir()
+    machine.target.mkdir(parents=True)
+    for path in (machine.staging_path, machine.target):
+        subprocess.run(["mount", "-t", "tmpfs", "foreign", path], check=True)
+    with pytest.raises(InUse, match="foreign"):
+        machine.stage()
+    with pytest.raises(InUse, match="foreign"):
+        machine.unstage()
+    with pytest.raises(InUse, match="foreign"):
+        machine.unpublish()
+    assert len(mounts_below(machine.folder)) == 2
+    for path in (machine.staging_path, machine.target):
+        subprocess.run(["umount", path], check=True)
+    machine.stage()
+    machine.publish()
+    machine.unpublish()
+    machine.unstage()
+
+
+def test_stacked_mounts_all_go(machine: Machine) -> None:
+    machine.stage()
+    machine.publish()
+    for path in (machine.target, machine.staging_path):
+        subprocess.run(["mount", "--bind", machine.staging_path, path], check=True)
+    assert len(mounts_below(machine.folder)) == 4
+    machine.unpublish()
+    machine.unstage()
+    assert all_below(machine.folder) == []
+
+
+def test_lost_state_folder_does_not_leave_an_attachment(machine: Machine) -> None:
+    machine.stage()
+    machine.publish()
+    shutil.rmtree(machine.folder / "state" / "node")
+    machine.start()
+    machine.unpublish()
+    machine.unstage()
+    assert all_below(machine.folder) == []
+
+
+def test_target_with_files_in_it_is_not_removed(machine: Machine) -> None:
+    machine.target.mkdir(parents=True)
+    (machine.target / "mine").write_text("x")
+    with pytest.raises(InUse):
+        machine.unpublish()
+    assert (machine.target / "mine").exists()
+
+
+@pytest.mark.parametrize("path", ["/etc/x", "/proc/x", "relative", "/var/tmp/../etc", "/"])
+def test_paths_elsewhere_are_refused(machine: Machine, path: str) -> None:
+    with pytest.raises(Invalid):
+        machine.stage(path=Path(path))
+    with pytest.raises(Invalid):
+        machine.unpublish(Path(path))
+    assert all_below(machine.folder) == []
+
+
+def test_a_link_on_the_way_is_refused(machine: Machine) -> None:
+    (machine.folder / "elsewhere").mkdir()
+    (machine.folder / "link").symlink_to(machine.folder / "elsewhere")
+    machine.stage()
+    with pytest.raises(Invalid, match="link"):
+        machine.publish(target=machine.folder / "link" / "x")
+    assert os.listdir(machine.folder / "elsewhere") == []
+    machine.unstage()
+
+
+def test_a_file_outside_the_pool_is_never_attached(machine: Machine) -> None:
+    victim = machine.folder / "victim.img"
+    victim.write_bytes(bytes(16 * MIB))
+    for file in (victim, machine.folder / "pool" / ".." / "victim.img"):
+        with pytest.raises((Invalid, DataLoss)):
+            machine.stage(file=str(file))
+    assert loops_below(machine.folder) == []
+
+
+def test_stats_and_expand_of_what_is_not_there(machine: Machine) -> None:
+    for path in (machine.folder / "nothing", machine.folder / "pool"):
+        with pytest.raises(NotFound):
+            machine.staging.stats(machine.volume_id, volume_path=path, staging_path=None, deadline=soon())
+        with pytest.raises(NotFound):
+            machine.staging.expand(
+                machine.volume_id, volume_path=path, staging_path=None, block=None, required_bytes=0, deadline=soon()
+            )
+
+
+def test_growth_online_and_at_the_next_stage(machine: Machine) -> None:
+    capability = Capability(AccessMode.SINGLE_NODE_WRITER, fs_type="xfs")
+    machine.volume_id = machine.create("grow", 320 * MIB).volume_id
+    machine.stage(capability)
+    machine.publish(capability)
+    machine.volumes.expand(machine.volume_id, required_bytes=400 * MIB, limit_bytes=0, deadline=soon())
+    for _ in range(2):
+        size_bytes = machine.staging.expand(
+            machine.volume_id, volume_path=machine.target, staging_path=machine.staging_path, block=False,
+            required_bytes=400 * MIB, deadline=soon(),
+        )  # fmt: skip
+        assert size_bytes == 400 * MIB
+    first = os.statvfs(machine.target).f_blocks
+    machine.unpublish()
+    machine.unstage()
+    # Killed before NodeExpandVolume: the next stage makes it good.
+    machine.volumes.expand(machine.volume_id, required_bytes=480 * MIB, limit_bytes=0, deadline=soon())
+    machine.stage(capability)
+    assert os.statvfs(machine.staging_path).f_blocks > first
+    machine.unstage()
+
+
+def test_two_staging_paths_share_one_device(machine: Machine) -> None:
+    other = machine.folder / "staging2"
+    machine.stage()
+    machine.stage(path=other)
+    assert len(loops_below(machine.folder)) == 1
+    machine.unstage()
+    assert len(loops_below(machine.folder)) == 1
+    machine.unstage(other)
+    assert all_below(machine.folder) == []

@@ -43,8 +43,6 @@ class FakeTarget:
 class _Disk:
     name: str
     unit: Path
-    shown: FakeLun  # what the kernel last read
-    size_seen: int = 0
 
 
 @dataclass
@@ -70,7 +68,6 @@ class FakeIscsi:
         self.targets: dict[str, FakeTarget] = {}
         self.sessions: dict[int, _FakeSession] = {}
         self.held_paths: set[Path] = set()
-        self.dead = False  # delete and logout still work, nothing else does
         self._next = 1
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=100)
         self.portal = f"127.0.0.1:{self._listener.getsockname()[1]}"
@@ -129,6 +126,14 @@ class FakeIscsi:
             (_inner(session) / "state").write_text(session_state + "\n")
             for disk in session.disks:
                 (disk.unit / "state").write_text(disk_state + "\n")
+
+    def add_holder(self, disk: str, *, name: str, uuid: str, label: str) -> None:
+        """A device mapper device that has taken the disk."""
+        (self.sysfs / "block" / disk / "holders" / name).touch()
+        folder = self.sysfs / "block" / name / "dm"
+        folder.mkdir(parents=True)
+        (folder / "uuid").write_text(uuid + "\n")
+        (folder / "name").write_text(label + "\n")
 
     def leftovers(self) -> list[str]:
         """What is still there of any attachment: sessions, disks, nodes, records, temporary files."""
@@ -200,10 +205,11 @@ class FakeIscsi:
         if chap and shown != (chap.user, chap.secret, chap.mutual_user, chap.mutual_secret):
             return 24, "", "iscsiadm: initiator reported error (24)"
         assert settings["node.startup"] == settings["node.session.scan"] == "manual"
-        self._make_session(target)
+        self.make_session(target)
         return OK
 
-    def _make_session(self, target: str) -> None:
+    def make_session(self, target: str) -> None:
+        """A session in the kernel, however it came about."""
         number = self._next
         self._next += 1
         folder = self.sysfs / "devices" / "platform" / f"host{number}" / f"session{number}"
@@ -237,7 +243,7 @@ class FakeIscsi:
             return 1, "", f"tee: {path}: No such file or directory"
         if path.name == "scan":
             assert input == "0 0 1\n", input
-            self._scan(self.sessions[int(path.parent.name.removeprefix("host"))])
+            self.scan(self.sessions[int(path.parent.name.removeprefix("host"))])
         elif path.name == "delete":
             session, disk = self._find_unit(path.parent)
             self._remove(session, disk)
@@ -257,7 +263,8 @@ class FakeIscsi:
 
     # the kernel
 
-    def _scan(self, session: _FakeSession) -> None:
+    def scan(self, session: _FakeSession) -> None:
+        """Look for LUN 1 of a session."""
         target = self.targets.get(session.target)
         if target is None or target.lun is None or session.disks:
             return
@@ -271,7 +278,7 @@ class FakeIscsi:
             (unit / name).touch()
         (unit / "type").write_text(target.lun.kind + "\n")
         (unit / "state").write_text("running\n")
-        disk = _Disk(f"sd{chr(96 + number)}", unit, target.lun)
+        disk = _Disk(f"sd{chr(96 + number)}", unit)
         session.disks.append(disk)
         if target.lun.kind == "0":
             block = unit / "block" / disk.name

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 from click.testing import CliRunner, Result
 
 from csi import __version__, cli
@@ -13,6 +14,14 @@ from csi.rpc.endpoint import Endpoint
 from tests.rpc.service import create, mount
 from tests.rpc.test_server import Running, running
 from tests.rpc.use_cases import NODE_ID
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_before() -> Iterator[None]:
+    """A command sets up the logging of its process, which here is the tests'."""
+    yield
+    structlog.reset_defaults()
+
 
 COMMANDS = ("controller", "node", "all", "demo", "volumes", "volumes list", "volumes show", "doctor")
 

@@ -1,8 +1,8 @@
 """The crash switch of the tests: end this process, as kill -9 does, at a chosen step.
 
-A service that is started with SNODE_CRASH_AT=N ends itself at the N-th boundary that it passes (before or after an external
-command, a call to tgtd, a record); with SNODE_CRASH_LOG=FILE it appends the name of every boundary to the file. Without
-these variables nothing of this is active.
+A service that is started with SNODE_CRASH_AT=N ends itself at the N-th boundary that it passes (before or after an
+external command, a call to tgtd, a record); with SNODE_CRASH_LOG=FILE it appends the name of every boundary to the
+file. Without these variables nothing of this is active.
 """
 
 import itertools

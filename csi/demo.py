@@ -258,7 +258,8 @@ class Walk:
             fields = line.split()
             if fields[4] == str(self._staging):
                 source = fields[fields.index("-") + 2]
-                return f"{'iSCSI session, disk' if self._ground.lvm else 'loop device'} {source}, {self._fs_type} at {self._staging}"
+                kind = "iSCSI session, disk" if self._ground.lvm else "loop device"
+                return f"{kind} {source}, {self._fs_type} at {self._staging}"
         raise DriverError(f"{self._staging}: the driver answered, but nothing is mounted there")
 
     def _room(self) -> str:

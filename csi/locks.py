@@ -1,6 +1,6 @@
 """Who may touch what, when.
 
-Order: a volume's lock first, then a resource (pool, tgtd, portal); two volumes in sorted order. A volume's lock is never
+Order: a volume's lock first, then a resource (pool, tgtd, portal); two volumes in sorted order. A volume's lock is not
 waited for: CSI lets the caller repeat (ABORTED, "operation pending for volume"). Resource locks are short and waited
 for within the deadline.
 """
@@ -19,6 +19,7 @@ from csi.errors import Busy, Timeout, Unavailable
 
 # struct flock of 64-bit Linux: l_type, l_whence, l_start, l_len, l_pid
 _FLOCK = "hhqqi4x"
+_LOOK_SECONDS = 5.0
 
 
 class VolumeLocks:
@@ -31,16 +32,21 @@ class VolumeLocks:
     def __init__(self, path: Path) -> None:
         """path: the lock file; its folder must exist."""
         self._path = path
-        self._held: set[str] = set()
-        self._guard = threading.Lock()
+        self._held: dict[str, bool] = {}  # volume id -> held by the background
+        self._changed = threading.Condition()
 
     @contextmanager
-    def hold(self, volume_id: str) -> Iterator[None]:
-        """Hold the lock of a volume, or raise Busy at once."""
-        with self._guard:
+    def hold(self, volume_id: str, *, background: bool = False) -> Iterator[None]:
+        """Hold the lock of a volume, or raise Busy at once.
+
+        background: it is held for a short look between requests. A request waits for that, since its caller can't know
+        of the look and would take Busy for a request of its own.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: not self._held.get(volume_id, False), timeout=_LOOK_SECONDS)
             if volume_id in self._held:
                 raise Busy(f"volume {volume_id}: another request for it is under way; repeat later")
-            self._held.add(volume_id)
+            self._held[volume_id] = background
         try:
             fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
@@ -49,8 +55,9 @@ class VolumeLocks:
             finally:
                 os.close(fd)
         finally:
-            with self._guard:
-                self._held.discard(volume_id)
+            with self._changed:
+                del self._held[volume_id]
+                self._changed.notify_all()
 
 
 def _lock_byte(fd: int, volume_id: str) -> None:

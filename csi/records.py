@@ -47,7 +47,7 @@ class RecordStore:
             finally:
                 os.close(fd)
             self._boundary("record:written")
-            os.rename(temporary, path)
+            temporary.rename(path)
             self._sync_folder()
         except OSError as error:
             with contextlib.suppress(OSError):  # a read-only filesystem refuses this too

@@ -11,6 +11,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -212,7 +213,5 @@ def _finish(process: "subprocess.Popen[str]", input: str | None, limit: float) -
 
 
 def _signal_group(process: "subprocess.Popen[str] | subprocess.Popen[bytes]", number: signal.Signals) -> None:
-    try:
+    with suppress(ProcessLookupError):  # it ended by itself in this moment
         os.killpg(process.pid, number)
-    except ProcessLookupError:
-        pass  # it ended by itself in this moment

@@ -15,7 +15,7 @@ from pathlib import Path
 from csi import publish_context
 from csi.connectors.base import Connector
 from csi.deadline import Deadline
-from csi.errors import Conflict, DataLoss, InUse, NotFound
+from csi.errors import Busy, Conflict, DataLoss, DriverError, InUse, NotFound
 from csi.fs.format import DEFAULT_FS, Filesystems
 from csi.fs.mounts import Mount, Mounts
 from csi.fs.paths import check_target
@@ -65,6 +65,7 @@ class Staging:
         self._read_initiator = read_initiator
         self._roots = tuple(target_roots)
         self._max_volumes = max_volumes
+        self._swept = False
         self._log = get_logger("staging")
 
     # -- stage, unstage ------------------------------------------------------------------------------------------
@@ -86,13 +87,13 @@ class Staging:
         check_target(staging_path, roots=self._roots)
         attachment = self._open_context(volume_id, publish_context)
         with self._locks.hold(volume_id):
+            self._remember(volume_id, staging_path)  # first: what has no record is swept
             device = self._connectors[attachment.protocol].connect(attachment, deadline)
-            self._remember(volume_id, staging_path)
             if capability.block:
                 return
             self._clear_dead_layers(staging_path, device, deadline)
             layers = self._mounts.at(staging_path)
-            readonly = attachment.readonly or capability.access_mode.reader_only
+            readonly = attachment.readonly or _reads_only(capability)
             if layers:
                 _check_staged(volume_id, layers[-1], capability, readonly=readonly)
             else:
@@ -200,7 +201,7 @@ class Staging:
         """
         check_target(staging_path, roots=self._roots)
         check_target(target_path, roots=self._roots)
-        readonly = readonly or capability.access_mode.reader_only
+        readonly = readonly or _reads_only(capability)
         with self._locks.hold(volume_id):
             device = self._staged_device(volume_id, staging_path, capability)
             source = device.path if capability.block else staging_path
@@ -300,7 +301,25 @@ class Staging:
         return [problem for connector in self._connectors.values() for problem in connector.problems(deadline)]
 
     def tend(self, deadline: Deadline) -> None:
-        """Background work; nothing on a node yet but what its connectors ask for."""
+        """Background work, called again and again; the first call removes what a crash or a reboot left."""
+        if self._swept:
+            return
+        for connector in self._connectors.values():
+            for volume_id in connector.left_over():
+                self._sweep(connector, volume_id, deadline)
+        self._swept = True
+
+    def _sweep(self, connector: Connector, volume_id: str, deadline: Deadline) -> None:
+        """Detach a volume that nobody staged and nobody uses: a dead session is retried by iscsid for ever."""
+        try:
+            with self._locks.hold(volume_id, background=True):
+                if self._records.read(volume_id) is None:
+                    connector.disconnect(volume_id, deadline)
+                    self._log.info("detached what an earlier life left", volume_id=volume_id)
+        except Busy:
+            return  # a request for it is under way
+        except DriverError as error:
+            self._log.warning("left attached", volume_id=volume_id, error=str(error))
 
     # -- parts ---------------------------------------------------------------------------------------------------
 
@@ -394,6 +413,10 @@ class Formatted:
     def _generations(self) -> list[str]:
         record = self._records.read(self._RECORD) or {"generations": []}
         return list(record["generations"])
+
+
+def _reads_only(capability: Capability) -> bool:
+    return capability.access_mode.reader_only or "ro" in capability.mount_flags
 
 
 def _check_staged(volume_id: str, layer: Mount, capability: Capability, *, readonly: bool) -> None:

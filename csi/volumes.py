@@ -396,7 +396,7 @@ class Volumes:
             if pool is None:
                 continue
             try:
-                with self._locks.hold(publication.volume_id):
+                with self._locks.hold(publication.volume_id, background=True):
                     volume = self._find(publication.volume_id, deadline)
                     if volume is not None and (volume.blank or not publication.device.exists()):
                         self._open(pool.backend, volume, deadline)

@@ -1,8 +1,9 @@
 """Volumes as logical volumes of one volume group, thick or thin. The group itself is the database.
 
 Creation is one lvcreate, with all metadata in tags. What a killed command leaves is judged by reading back. A creation
-is noted in the state folder until it is complete: LVM commits a volume before it removes old signatures from it, and a
-foreign filesystem there must neither be mounted as this volume nor keep it from ever being formatted.
+is noted in the state folder until it is complete, and until then the volume does not exist for anybody: LVM commits it
+before it removes old signatures (a foreign filesystem would be taken for its data), and a RAID volume whose lvcreate
+was killed refuses for ever to be activated. The next creation, or the background, removes such leftovers.
 """
 
 import secrets
@@ -90,6 +91,8 @@ class LvmBackend:
         tags = lvm_tags.encode(pool=self._pool, name=name, parameters=parameters, nonce=nonce)
         with self._group.lock.hold(deadline):
             report = self._group.report(deadline, max_age=_AGE_FOR_CHECKS)
+            if volume_id in report.lvs and self._marks.is_incomplete(report.lvs[volume_id]):
+                report = self._group.remove(report.lvs[volume_id], deadline)
             if volume_id in report.lvs:
                 existing = self._get(report, volume_id)
                 if existing.size_bytes == size_bytes and dict(existing.parameters) == dict(parameters):
@@ -98,8 +101,7 @@ class LvmBackend:
             report = self._checked(report, volume_id, size_bytes, deadline)
             self._marks.begin(volume_id, nonce=nonce)
             report = self._make(report, volume_id, tags, size_bytes, deadline)
-            node = self._group.device(report, report.lvs[volume_id], deadline)
-        self._finish(volume_id, node)
+            self._finish(volume_id, self._group.device(report, report.lvs[volume_id], deadline))
         return self._get(report, volume_id)
 
     def _make(self, report: Report, volume_id: str, tags: Sequence[str], size_bytes: int, deadline: Deadline) -> Report:
@@ -202,8 +204,6 @@ class LvmBackend:
                 report = self._group.reread(deadline)
                 self._get(report, name)
                 node = self._group.device(report, report.lvs[name], deadline)
-        if self._marks.is_incomplete(report.lvs[name]):
-            self._finish(name, node)
         opened = self._get(report, name)
         return replace(opened, blank=opened.blank and look(node.path) == "")
 
@@ -300,9 +300,9 @@ class LvmBackend:
         return self._label(lv) is not None
 
     def _volume(self, report: Report, lv: Lv) -> Volume | None:
-        """The volume, or None when the logical volume is not one of this pool's (foreign, another pool's, deleted)."""
+        """The volume, or None when the logical volume is not (foreign, another pool's, deleted, incomplete)."""
         label = self._label(lv)
-        if label is None or not VOLUME_ID.fullmatch(lv.name):
+        if label is None or not VOLUME_ID.fullmatch(lv.name) or self._marks.is_incomplete(lv):
             return None
         if label.format > lvm_tags.FORMAT:
             raise DataLoss(
@@ -323,7 +323,7 @@ class LvmBackend:
     def _get(self, report: Report, volume_id: str) -> Volume:
         """The volume. Raises NotFound, or Conflict when something foreign has its name."""
         lv = report.lvs.get(volume_id)
-        if lv is None:
+        if lv is None or self._marks.is_incomplete(lv):
             raise NotFound(f"volume {volume_id}: does not exist in volume group {report.vg}")
         volume = self._volume(report, lv)
         if volume is None:

@@ -34,9 +34,14 @@ class Marks:
         self._creating.write(volume_id, {"nonce": nonce})
 
     def is_incomplete(self, lv: Lv) -> bool:
-        """True if the creation of this very volume began and never ended: it was not given to anybody yet."""
+        """True if the creation of this very volume began and never ended: it was not given to anybody yet.
+
+        Believed only of a volume that never held data, so that a state folder from an old backup harms nobody.
+        """
         fields = self._creating.read(lv.name)
-        return fields is not None and lvm_tags.made(str(fields.get("nonce"))) in lv.tags
+        if fields is None or lvm_tags.made(str(fields.get("nonce"))) not in lv.tags:
+            return False
+        return lvm_tags.BLANK in lv.tags and not self.is_used(lv)
 
     def complete(self, volume_id: str) -> None:
         """The creation is over."""
@@ -58,9 +63,13 @@ class Marks:
                 store.remove(volume_id)
 
     def tend(self, report: Report, deadline: Deadline) -> None:
-        """Write marks into the tags, a volume a call; drop records of volumes that are gone. The pool is locked."""
+        """Remove what killed creations left; write marks into the tags, a volume a call. The pool is locked."""
         for volume_id in self._creating.names():
-            if volume_id not in report.lvs:
+            lv = report.lvs.get(volume_id)
+            if lv is not None and self.is_incomplete(lv):
+                if self._backoff.due(volume_id):
+                    self._remove_leftover(lv, deadline)
+            else:
                 self._creating.remove(volume_id)
         for volume_id in self._used.names():
             lv = report.lvs.get(volume_id)
@@ -69,6 +78,16 @@ class Marks:
             elif self._backoff.due(volume_id):
                 self._write_tag(lv, deadline)
                 return
+
+    def _remove_leftover(self, lv: Lv, deadline: Deadline) -> None:
+        try:
+            self._group.remove(lv, deadline)
+            self._creating.remove(lv.name)
+            self._backoff.done(lv.name)
+            self._log.info("removed what a killed creation left", lv=lv.name)
+        except DriverError as error:
+            self._backoff.failed(lv.name)
+            self._log.warning("can't remove what a killed creation left", lv=lv.name, error=str(error))
 
     def _write_tag(self, lv: Lv, deadline: Deadline) -> None:
         try:

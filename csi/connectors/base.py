@@ -37,6 +37,10 @@ class Connector(Protocol):
         """Learn the new size of a grown volume, at least `size_bytes`; verifies identity again."""
         ...
 
+    def left_over(self) -> list[str]:
+        """The ids of all volumes of which there is a trace on this node: attached, or remembered by the initiator."""
+        ...
+
     def problems(self, deadline: Deadline) -> list[str]:
         """What is wrong with the initiator side, a sentence each with the repair; empty when all is well."""
         ...

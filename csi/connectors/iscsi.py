@@ -5,7 +5,7 @@ older generation can only be a left-over, and never finds its target again.
 """
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -128,27 +128,11 @@ class IscsiConnector:
         """See Connector.problems."""
         return self._initiator.problems(deadline)
 
-    def sweep(self, wanted: Callable[[str], bool], deadline: Deadline) -> list[str]:
-        """Remove sessions and records that a crash or a reboot left: of volumes that nobody here wants or uses.
-
-        wanted: asked with a volume id while no request works on its target. The records of a wanted volume go too
-        when it has no session, so that nothing can log in behind our back. Returns what had to stay, in words.
-        """
+    def left_over(self) -> list[str]:
+        """See Connector.left_over."""
         self._records.remove_leftovers()
         targets = {session.target for session in self._sessions.ours()} | set(self._records.targets())
-        kept = []
-        for volume_id in sorted({parts[0] for target in targets if (parts := split_target(target))}):
-            with self._locks.hold(volume_id, deadline):
-                try:
-                    if wanted(volume_id):
-                        living = {session.target for session in self._sessions.of_volume(volume_id)}
-                        self._records.remove_volume(volume_id, keep=living)
-                    else:
-                        self._disconnect(volume_id, deadline)
-                        self._log.info("removed a left-over attachment", volume_id=volume_id)
-                except (InUse, Unavailable) as error:
-                    kept.append(str(error))
-        return kept
+        return sorted({parts[0] for target in targets if (parts := split_target(target))})
 
     def _disconnect(self, volume_id: str, deadline: Deadline) -> None:
         sessions = self._sessions.of_volume(volume_id)

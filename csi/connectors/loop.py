@@ -8,7 +8,7 @@ import fcntl
 import os
 import stat
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,16 +129,9 @@ class LoopConnector:
             found.append(f"losetup can't be run ({error}); install the package mount (util-linux)")
         return found
 
-    def sweep(self, wanted: Callable[[str], bool], deadline: Deadline) -> list[str]:
-        """Detach what a crash left: volumes of ours that nobody wants or uses. Returns what had to stay."""
-        kept = []
-        for volume_id in sorted(self._attached()):
-            if not wanted(volume_id):
-                try:
-                    self.disconnect(volume_id, deadline)
-                except (InUse, Unavailable) as error:
-                    kept.append(str(error))
-        return kept
+    def left_over(self) -> list[str]:
+        """See Connector.left_over."""
+        return sorted(self._attached())
 
     def _checked_file(self, attachment: Attachment) -> Path:
         """The file with its folder resolved; raises Invalid when it is not a volume's file below one of the roots."""

@@ -35,8 +35,8 @@ class Export(Protocol):
         ...
 
     def reconcile(self, read_wanted: Callable[[], Sequence[Publication]], deadline: Deadline) -> None:
-        """Make the server hold exactly what `read_wanted` returns, called under the server's lock (so that a publication
-        made or revoked meanwhile is seen right): restore after its restart, remove our strays, close foreign sessions.
+        """Make the server hold exactly what `read_wanted` returns: restore after its restart, remove our strays, close
+        foreign sessions. It is called under the server's lock, so that a publication made or revoked meanwhile is seen.
         """
         ...
 

@@ -48,6 +48,7 @@ class FakeLv:
     health: str = ""
     sync: str = ""
     zeroes: bool = True  # thin pool
+    half_made: bool = False  # RAID whose lvcreate was killed: never to be activated
     data_percent: float = 0.0
     metadata_percent: float = 10.0
 
@@ -226,6 +227,7 @@ class FakeLvm:
         content = b"" if kind == "thin" else self.stale
         self.device(name).write_bytes(content)
         if "lvcreate" in self.midway:
+            lv.half_made = kind.startswith("raid")
             return 137, "", ""
         self.activate(name)
         if content:
@@ -317,6 +319,8 @@ class FakeLvm:
             self.activate(lv.name)
         else:
             assert options["activate"] == ["y"] and "ignoreactivationskip" in options
+            if lv.half_made:
+                return 5, "", f"  Refusing activation of RAID LV {self.vg}/{lv.name} with visible SubLVs.\n"
             self.activate(lv.name)
         return 0, "", ""
 

@@ -106,7 +106,7 @@ def ensure_vg(snode: Guest, name: str, devices: Sequence[str]) -> None:
 
 def add_thin_pool(snode: Guest, name: str = "thin", *, vg: str = "vg0", size: str = "2G") -> None:
     """A thin pool in a volume group."""
-    snode.sh(f"lvcreate -q -y --type thin-pool -L {size} --poolmetadatasize 64m -Zn -n {name} {vg}")
+    snode.sh(f"lvcreate -q -y --type thin-pool -L {size} --poolmetadatasize 64m -n {name} {vg}")
 
 
 def start_tgtd(snode: Guest) -> Command:

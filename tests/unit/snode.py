@@ -37,9 +37,7 @@ class Snode:
         self.backend = FilesBackend(
             "files", directory=self._folder / "pool", state=state / "pools" / "files", boundary=boundary
         )
-        self.export = TgtExport(
-            self._tgtd.path, portals=["127.0.0.1:3260"], runner=FakeRunner({}), boundary=boundary
-        )
+        self.export = TgtExport(self._tgtd.path, portals=["127.0.0.1:3260"], runner=FakeRunner({}), boundary=boundary)
         self.volumes = Volumes(
             {"files": Pool(self.backend, self.export)},
             default_pool="files",

@@ -1,7 +1,7 @@
 """The controller is killed at every step of every request, started again, and the request repeated.
 
-A step is the moment before or after a record, a call to tgtd, or an external command. Afterwards there is one volume, one target
-for each publication, and nothing else; deleting everything leaves nothing.
+A step is the moment before or after a record, a call to tgtd, or an external command. Afterwards there is one volume,
+one target for each publication, and nothing else; deleting everything leaves nothing.
 """
 
 import tempfile

@@ -22,6 +22,24 @@ def test_second_holder_of_a_volume_is_refused_at_once(tmp_path: Path) -> None:
         pass
 
 
+def test_a_request_waits_for_a_look_of_the_background(tmp_path: Path) -> None:
+    locks = VolumeLocks(tmp_path / "locks")
+    looking, done = threading.Event(), threading.Event()
+
+    def look() -> None:
+        with locks.hold("v-a", background=True):
+            looking.set()
+            done.wait(5)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    looking.wait(5)
+    threading.Timer(0.05, done.set).start()
+    with locks.hold("v-a"), pytest.raises(Busy), locks.hold("v-a", background=True):
+        pass
+    thread.join()
+
+
 def test_another_process_is_kept_out_until_the_holder_is_gone(tmp_path: Path) -> None:
     path = tmp_path / "locks"
     ready_read, ready_write = os.pipe()

@@ -61,9 +61,11 @@ def test_loop_round_trip(key: NodeKey, publication: Publication) -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("format", ""), ("format", "2"), ("protocol", "nfs"), ("protocol", ""), ("generation", ""), ("size_bytes", "-1"),
+    [("format", ""), ("format", "2"), ("protocol", "nfs"), ("protocol", ""), ("generation", ""),
+     ("size_bytes", "-1"),
      ("size_bytes", "1e3"), ("size_bytes", "٣"), ("size_bytes", "9" * 30), ("readonly", "yes"), ("may_format", "True"),
-     ("scsi_id", ""), ("paths", "x"), ("paths", "[]"), ("paths", "[{}]"), ("paths", "{}"), ("sealed", ""), ("sealed", "xx"),
+     ("scsi_id", ""), ("paths", "x"), ("paths", "[]"), ("paths", "[{}]"), ("paths", "{}"), ("sealed", ""),
+     ("sealed", "xx"),
      ("generation", "fedcba9876543210")],
 )  # fmt: skip
 def test_other_values_are_refused_by_name(key: NodeKey, publication: Publication, field: str, value: str) -> None:

@@ -29,7 +29,7 @@ def test_stdin_is_closed_unless_input_is_given(runner: SubprocessRunner) -> None
 
 
 def test_unexpected_exit_code_names_the_command_and_its_words(runner: SubprocessRunner) -> None:
-    with pytest.raises(CommandFailed, match="ls --no-such-option.*ended with 2.*unrecognized option"):
+    with pytest.raises(CommandFailed, match=r"ls --no-such-option.*ended with 2.*unrecognized option"):
         runner.run(["ls", "--no-such-option"], deadline=Deadline.after(5))
     assert runner.run(["false"], deadline=Deadline.after(5), ok=frozenset({1})).returncode == 1
     assert runner.run(["false"], deadline=Deadline.after(5), ok=None).returncode == 1
@@ -40,7 +40,7 @@ def test_missing_program_is_unavailable_and_named(runner: SubprocessRunner) -> N
         runner.run(["no-such-program"], deadline=Deadline.after(5))
 
 
-def test_read_only_command_ends_at_the_deadline_with_its_grandchildren(runner: SubprocessRunner, tmp_path: Path) -> None:
+def test_read_only_command_ends_with_its_grandchildren(runner: SubprocessRunner, tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
     script = f"sleep 60 & echo $! > {pid_file}; wait"
     began = time.monotonic()
@@ -51,7 +51,7 @@ def test_read_only_command_ends_at_the_deadline_with_its_grandchildren(runner: S
     for _ in range(100):
         if not Path(f"/proc/{pid}").exists() or Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z":
             return
-        time.sleep(0.02)  # noqa: TID251 - the test waits for a process that it does not own
+        time.sleep(0.02)
     os.kill(pid, signal.SIGKILL)
     pytest.fail("the grandchild outlived the command")
 

@@ -77,9 +77,7 @@ class Machine:
     def context(self, capability: Capability = WRITER, volume_id: str = "") -> dict[str, str]:
         node_id = self.staging.info(soon()).node_id
         volume_id = volume_id or self.volume_id
-        return self.volumes.publish(
-            volume_id, node_id=node_id, capability=capability, readonly=False, deadline=soon()
-        )
+        return self.volumes.publish(volume_id, node_id=node_id, capability=capability, readonly=False, deadline=soon())
 
     def stage(self, capability: Capability = WRITER, *, path: Path | None = None, **changes: str) -> None:
         self.staging.stage(
@@ -160,9 +158,7 @@ def test_raw_block(machine: Machine) -> None:
     assert stat.S_ISBLK(machine.target.stat().st_mode)
     with machine.target.open("r+b") as device:
         device.write(b"raw data")
-    (usage,) = machine.staging.stats(
-        machine.volume_id, volume_path=machine.target, staging_path=None, deadline=soon()
-    )
+    (usage,) = machine.staging.stats(machine.volume_id, volume_path=machine.target, staging_path=None, deadline=soon())
     assert usage.total == 16 * MIB
     with pytest.raises(InUse):
         machine.unstage()
@@ -346,7 +342,7 @@ def test_a_link_on_the_way_is_refused(machine: Machine) -> None:
     machine.stage()
     with pytest.raises(Invalid, match="link"):
         machine.publish(target=machine.folder / "link" / "x")
-    assert os.listdir(machine.folder / "elsewhere") == []
+    assert list((machine.folder / "elsewhere").iterdir()) == []
     machine.unstage()
 
 
@@ -400,3 +396,21 @@ def test_two_staging_paths_share_one_device(machine: Machine) -> None:
     assert len(loops_below(machine.folder)) == 1
     machine.unstage(other)
     assert all_below(machine.folder) == []
+
+
+def test_what_an_earlier_life_left_is_detached_unless_it_is_staged_or_used(machine: Machine) -> None:
+    used, staged = machine.volume_id, machine.create("staged").volume_id
+    unknown = machine.create("unknown").volume_id
+    for volume_id in (used, staged, unknown):
+        machine.volume_id = volume_id
+        machine.stage(BLOCK if volume_id == unknown else WRITER, path=machine.folder / volume_id)
+    subprocess.run(["umount", machine.folder / staged], check=True)
+    for volume_id in (used, unknown):
+        (machine.folder / "state" / "node" / f"{volume_id}.json").unlink()
+    machine.start()
+    machine.staging.tend(soon())
+    found = [machine.staging._find(volume_id) is not None for volume_id in (used, staged, unknown)]
+    assert found == [True, True, False]
+    for volume_id in (used, staged):
+        machine.volume_id = volume_id
+        machine.unstage(machine.folder / volume_id)

@@ -168,6 +168,52 @@ def test_lvcreate_stopped_midway_in_a_living_driver(rig: Rig) -> None:
     assert rig.records() == []
 
 
+@pytest.mark.parametrize("living", [False, True])
+def test_raid_volume_of_a_killed_lvcreate_is_made_anew(tmp_path: Path, living: bool) -> None:
+    rig = Rig(tmp_path, space=Thick("raid1"), disks={"/dev/sda": 50, "/dev/sdb": 50})
+    rig.lvm.midway.add("lvcreate")
+    if living:
+        with pytest.raises(CommandFailed, match="Refusing activation"):
+            rig.create()
+    else:
+        rig.runner.fail("lvcreate", after=True, reply=None)
+        with pytest.raises(Crash):
+            rig.create()
+        rig.start()
+    rig.lvm.midway.clear()
+    assert rig.backend.find(volume_id_of("one"), soon()) is None
+    assert rig.backend.list_volumes(soon()) == []
+    volume = rig.create()
+    assert rig.backend.open_for_export(volume, soon()).blank
+    assert rig.thick_names == [volume.volume_id] and rig.records() == []
+
+
+@pytest.mark.parametrize("midway", [False, True])
+def test_what_nobody_asks_for_again_is_removed(rig: Rig, midway: bool) -> None:
+    if midway:
+        rig.lvm.midway.add("lvcreate")
+    rig.runner.fail("lvcreate", after=True, reply=None)
+    with pytest.raises(Crash):
+        rig.create()
+    rig.start()
+    rig.delete()
+    rig.settle()
+    assert rig.thick_names == [] and rig.records() == []
+
+
+def test_an_old_note_does_not_harm_a_volume_in_use(rig: Rig) -> None:
+    """The state folder came back from a backup; the volume has been used since."""
+    volume = rig.create()
+    made = next(tag for tag in rig.lvm.lvs[volume.volume_id].tags if tag.startswith("snode.made="))
+    rig.backend.mark_used(volume)
+    note = rig.folder / "state" / "fast" / "creating" / f"{volume.volume_id}.json"
+    note.write_text(f'{{"format": 1, "nonce": "{made.partition("=")[2]}"}}')
+    rig.start()
+    rig.settle()
+    assert rig.backend.find(volume.volume_id, soon()) is not None
+    assert rig.records() == []
+
+
 def test_success_that_changed_nothing_is_a_failure(rig: Rig) -> None:
     rig.runner.fail("lvcreate", reply=(0, "created", ""))
     with pytest.raises(Unavailable, match="changed nothing"):

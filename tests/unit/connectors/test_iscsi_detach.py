@@ -147,27 +147,19 @@ def test_logout_that_did_nothing_is_an_error(node: FakeIscsi, deadline: Deadline
     assert node.leftovers() == []
 
 
-def test_sweep_removes_what_nobody_wants(node: FakeIscsi, deadline: Deadline) -> None:
+def test_left_over_names_sessions_and_records_and_nobody_elses(node: FakeIscsi, deadline: Deadline) -> None:
     connector = node.connector()
+    assert connector.left_over() == []
     connector.connect(node.publish(V), deadline)
-    device = connector.connect(node.publish(OTHER), deadline)
-    node.mount(device.path, device.major_minor)
-    for name in ("iqn.2026-11.io.snode:v-" + "c" * 26 + ":ff", "iqn.2001-04.com.example:v-" + "d" * 26 + ":ff"):
+    connector.connect(node.publish(OTHER), deadline)
+    third = "v-" + "c" * 26
+    for name in (f"iqn.2026-11.io.snode:{third}:ff", "iqn.2001-04.com.example:v-" + "d" * 26 + ":ff"):
         (node.database / "nodes" / name).mkdir()
     (node.database / ".snode-record.left").write_text("SENTINEL")
-    (kept,) = connector.sweep(lambda _: False, deadline)
-    assert OTHER in kept and "mounted on /mnt/x" in kept
-    node.unmount_all()
-    assert connector.sweep(lambda volume_id: volume_id == OTHER, deadline) == []
-    assert connector.find(OTHER) is not None and connector.find(V) is None
-    assert connector.sweep(lambda _: False, deadline) == []
+    assert connector.left_over() == sorted([V, OTHER, third])
+    for volume_id in connector.left_over():
+        connector.disconnect(volume_id, deadline)
     assert node.leftovers() == ["iqn.2001-04.com.example:v-" + "d" * 26 + ":ff"]
-
-
-def test_sweep_removes_the_record_of_a_wanted_volume_without_a_session(node: FakeIscsi, deadline: Deadline) -> None:
-    (node.database / "nodes" / f"iqn.2026-11.io.snode:{V}:ff").mkdir(parents=True)
-    assert node.connector().sweep(lambda _: True, deadline) == []
-    assert node.leftovers() == []
 
 
 def _way(node: FakeIscsi, boundary: CrashAt, deadline: Deadline) -> None:

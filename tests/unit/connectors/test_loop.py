@@ -241,14 +241,14 @@ def test_no_loop_device(root: Path, tmp_path: Path, deadline: Deadline) -> None:
     assert connector(root).problems(deadline) == []
 
 
-def test_sweep(root: Path, tmp_path: Path, deadline: Deadline) -> None:
+def test_left_over(root: Path, deadline: Deadline) -> None:
     loop = connector(root)
-    device = loop.connect(make(root), deadline)
+    assert loop.left_over() == []
+    loop.connect(make(root), deadline)
     loop.connect(make(root, OTHER), deadline)
-    mount(device, tmp_path / "mnt")
-    assert loop.sweep(lambda volume_id: True, deadline) == []
-    (kept,) = loop.sweep(lambda volume_id: False, deadline)
-    assert V in kept and loop.find(V) == device and loop.find(OTHER) is None
+    assert loop.left_over() == sorted([V, OTHER])
+    loop.disconnect(V, deadline)
+    assert loop.left_over() == [OTHER]
 
 
 def test_kill_at_every_step_then_repeat(root: Path, deadline: Deadline) -> None:

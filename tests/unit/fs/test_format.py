@@ -86,12 +86,6 @@ def two_filesystems(device: Path) -> None:
     write(device, 1024, superblock)
 
 
-def damaged_ext4(device: Path) -> None:
-    """The superblock's label is changed, its checksum is not."""
-    tool("mkfs.ext4", "-q", "-b", "4096", str(device))
-    write(device, 1024 + 120, b"changed")
-
-
 SIGNATURES: list[tuple[str, Callable[[Path], object]]] = [
     ("", lambda device: None),
     ("", lambda device: write(device, 0, b"\xa5" * MIB)),  # what a thick volume may hold: noise
@@ -105,7 +99,6 @@ SIGNATURES: list[tuple[str, Callable[[Path], object]]] = [
     ("?linux_raid_member", raid),
     ("?a partition table (gpt)", gpt),
     ("?a partition table (dos)", mbr),
-    ("?ext4 with a damaged superblock", damaged_ext4),
     ("?signatures that contradict each other (btrfs, ext4)", two_filesystems),
 ]
 
@@ -126,6 +119,18 @@ def test_probe_says_what_stands_there_and_make_never_writes_over_it(
         with pytest.raises(DataLoss, match="not formatted"):
             filesystems.make(device, fs_type=fs_type, deadline=deadline)
     assert fingerprint(device) == before
+
+
+def test_a_superblock_with_a_wrong_checksum_is_still_something(
+    make_disk: MakeDisk, filesystems: Filesystems, deadline: Deadline
+) -> None:
+    """blkid of util-linux 2.41 checks it and then finds nothing, earlier ones find the filesystem."""
+    device = make_disk(64)
+    filesystems.make(device, fs_type="ext4", deadline=deadline)
+    write(device, 1024 + 120, b"changed")
+    assert filesystems.probe(device, deadline) in ("ext4", "?ext4 with a damaged superblock")
+    with pytest.raises(DataLoss, match="not formatted"):
+        filesystems.make(device, fs_type="ext4", deadline=deadline)
 
 
 def test_a_missing_device_is_not_blank(tmp_path: Path, filesystems: Filesystems, deadline: Deadline) -> None:

@@ -81,7 +81,10 @@ class TgtExport:
         return tuple(IscsiPath(target=publication.target, portal=portal, lun=LUN) for portal in self._portals)
 
     def remove(self, publication: Publication, deadline: Deadline) -> None:
-        """See Export.remove. Raises Timeout when commands in flight do not end; logins are shut out by then."""
+        """See Export.remove. Raises Timeout when commands in flight do not end; logins are shut out by then.
+
+        The publication must not be among those that `reconcile` reads any more, or it would be restored.
+        """
         chap = publication.chap
         with self._working_on([publication.target], deadline):
             self._targets.fence(publication.target, (chap.user, chap.mutual_user), deadline)

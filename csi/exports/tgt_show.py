@@ -117,7 +117,7 @@ def parse_targets(text: str) -> Mapping[tuple[int, str], Target]:
     for index, header in enumerate(headers):
         end = headers[index + 1].start() if index + 1 < len(headers) else len(text)
         target = _parse_target(text[header.start() : end])
-        targets.setdefault((target.tid, target.name))
+        targets.setdefault((target.tid, target.name), target)
     return targets
 
 

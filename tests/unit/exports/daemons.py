@@ -17,7 +17,7 @@ from csi.errors import DriverError
 from csi.exports.tgt_client import TgtClient
 from csi.model import Publication
 from tests.fakes.tgt import FakeSession, FakeTgtd, LoginRefused
-from tests.unit.exports.initiator import CommandError, LoginFailed, Session
+from tests.unit.exports.initiator import CommandError, ConnectionGone, LoginFailed, Session
 
 
 class AnySession(Protocol):
@@ -106,7 +106,11 @@ class FakeDaemon:
         fields = credentials(publication, changes)
         try:
             session = self.fake.login(
-                publication.target, fields["initiator"], user=fields["user"], secret=fields["secret"]
+                publication.target,
+                fields["initiator"],
+                user=fields["user"],
+                secret=fields["secret"],
+                alias=fields.get("alias", "none"),
             )
         except LoginRefused as error:
             raise LoginFailed(str(error)) from error
@@ -173,4 +177,4 @@ class RealDaemon:
         self.process.wait()
 
 
-__all__ = ["AnySession", "CommandError", "Daemon", "FakeDaemon", "LoginFailed", "RealDaemon"]
+__all__ = ["AnySession", "CommandError", "ConnectionGone", "Daemon", "FakeDaemon", "LoginFailed", "RealDaemon"]

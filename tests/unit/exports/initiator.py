@@ -6,6 +6,7 @@ from typing import Any
 _NORMAL_SESSION = 2
 _NO_DIGEST = 0
 _CHECK_CONDITION = 2
+_LAST_SCSI_STATUS = 0xFF
 
 
 class LoginFailed(Exception):
@@ -14,6 +15,10 @@ class LoginFailed(Exception):
 
 class CommandError(Exception):
     """A SCSI command failed, or its connection is gone."""
+
+
+class ConnectionGone(CommandError):
+    """The command had no answer; a kernel would log in again and repeat it."""
 
 
 class _Sense(ctypes.Structure):
@@ -72,6 +77,7 @@ class Session:
         secret: str = "",
         mutual_user: str = "",
         mutual_secret: str = "",
+        alias: str = "",
         seconds: int = 5,
     ) -> None:
         self._library = _library()
@@ -81,6 +87,8 @@ class Session:
         self._library.iscsi_set_header_digest(self._context, _NO_DIGEST)
         self._library.iscsi_set_noautoreconnect(self._context, 1)
         self._library.iscsi_set_timeout(self._context, seconds)
+        if alias:
+            self._library.iscsi_set_alias(self._context, alias.encode())
         if user:
             self._library.iscsi_set_initiator_username_pwd(self._context, user.encode(), secret.encode())
         if mutual_user:
@@ -155,13 +163,15 @@ class Session:
         for _ in range(4):  # a new session begins with unit attentions
             task = call(self._context, 1, *arguments)
             if not task:
-                raise CommandError(self._error())
+                raise ConnectionGone(self._error())
             head = task.contents
             status, key, ascq = head.status, head.sense.key, head.sense.ascq
             data = bytes(head.datain.data[: head.datain.size]) if head.datain.size > 0 else b""
             self._library.scsi_free_scsi_task(task)
             if status == 0:
                 return data
+            if status > _LAST_SCSI_STATUS:  # libiscsi's own: cancelled, error, timeout
+                raise ConnectionGone(f"status {status:#x}")
             if not (status == _CHECK_CONDITION and key == 6):
                 break
         raise CommandError(f"status {status:#x}, sense key {key:#x}, {ascq:#06x}: {self._error()}")

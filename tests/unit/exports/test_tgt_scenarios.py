@@ -5,17 +5,18 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from csi.errors import Timeout
+from csi.errors import Timeout, Unavailable
 from csi.exports.tgt_client import TgtClient
 from csi.exports.tgt_show import parse_accounts, parse_names, parse_system_state, parse_targets
 from csi.model import MIB, IscsiPath, Publication, scsi_id_of
 from tests.unit.exports.conftest import NODE, OTHER_NODE, Make, build_export, soon
-from tests.unit.exports.daemons import CommandError, Daemon, FakeDaemon, LoginFailed, RealDaemon
+from tests.unit.exports.daemons import CommandError, ConnectionGone, Daemon, FakeDaemon, LoginFailed, RealDaemon
 
 
 def wanted(*publications: Publication) -> Callable[[], list[Publication]]:
@@ -368,6 +369,51 @@ def test_number_taken_by_a_foreign_target(daemon: Daemon, make: Make) -> None:
         build_export(daemon).ensure(publication, soon())
 
 
+_SECTIONS = "\n    LUN information:\n    Account information:\n    ACL information:\n"
+_HEAD = "    System information:\n        Driver: iscsi\n        State: ready\n    I_T nexus information:"
+#: What an initiator may call itself, to be read as something else in tgtd's list.
+ALIASES = {
+    "stray of ours with a foreign number": f"x{_SECTIONS}Target 1: iqn.2026-11.io.snode:v-x:1\n{_HEAD}",
+    "target without sections": "x\nTarget 5: iqn.2026-11.io.snode:v-x:1",
+    "own sections are void": "x\nTarget x\nTarget 5: y\n",
+    "another session": "x\n        I_T nexus: 999\n            Initiator: iqn.x:y alias: none",
+    "rules that do not exist": "x\n    ACL information:\n        ALL\n        no rule, at all",
+    "sections twice": f"x{_SECTIONS}",
+    "only line breaks": "\n\n\n",
+    "not a word": "\x1b[2J\t\x7f",
+}
+
+
+@pytest.mark.parametrize("alias", ALIASES.values(), ids=ALIASES)
+def test_a_node_with_a_strange_alias_hurts_nobody_and_is_fenced(daemon: Daemon, make: Make, alias: str) -> None:
+    client, export = TgtClient(daemon.socket), build_export(daemon)
+    foreign_name = "iqn.2001-04.com.example:disk"
+    client.create_target(1, foreign_name, soon())
+    client.create_lun(1, 1, make().device, soon())
+    strange, second, other = make(), make(), make(node=OTHER_NODE)
+    for publication in (strange, second, other):
+        export.ensure(publication, soon())
+    session, bystander = daemon.login(strange, alias=alias), daemon.login(other)
+    for _ in range(2):
+        with suppress(Unavailable):  # its own target may be told to be unreadable
+            export.reconcile(wanted(strange, second, other), soon())
+    daemon.login(strange, alias=alias)
+    late = make()
+    export.ensure(late, soon())
+    assert bystander.alive()
+    assert daemon.login(second).alive()
+    export.remove(second, soon())
+    export.remove(strange, soon())
+    assert not session.alive()
+    export.reconcile(wanted(other, late), soon())
+    assert bystander.alive()
+    names = parse_names(client.show_names(soon()))
+    assert names == {1: foreign_name, other.tid: other.target, late.tid: late.target}
+    accounts = {user for p in (other, late) for user in (p.chap.user, p.chap.mutual_user)}
+    assert set(parse_accounts(client.show_accounts(soon()))) == accounts
+    assert "LUN: 1\n" in client.show_targets(soon()).split("Target ")[1]
+
+
 def test_the_fake_shows_what_the_real_one_shows(fake_daemon: FakeDaemon, real_daemon: RealDaemon, make: Make) -> None:
     publications = [make(), make(readonly=True), make(node=OTHER_NODE, size_bytes=3 * MIB)]
     texts = []
@@ -427,6 +473,44 @@ def test_written_data_is_on_the_device_after_the_fence(real_daemon: RealDaemon, 
     assert content[(last % 1000) * 512 :][:8] == last.to_bytes(8, "big")
 
 
+def test_fence_against_a_node_that_keeps_coming_back(real_daemon: RealDaemon, make: Make) -> None:
+    export, publication = build_export(real_daemon), make()
+    export.ensure(publication, soon())
+    removed, logins, late = threading.Event(), [0], list[str]()
+
+    def come_back() -> None:
+        while True:
+            over = removed.is_set()
+            try:
+                session = real_daemon.login(publication)
+            except LoginFailed:
+                if over:
+                    return
+                continue
+            logins[0] += 1
+            if over:
+                late.append("a login after the fence")
+                return
+            with suppress(CommandError):
+                while True:
+                    session.write(0, bytes(65536))  # type: ignore[attr-defined]
+
+    threads = [threading.Thread(target=come_back) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    while logins[0] < 8:
+        assert all(thread.is_alive() for thread in threads)
+        publication_session = real_daemon.login(publication)
+        publication_session.close()
+        logins[0] += 1
+    export.remove(publication, soon())
+    removed.set()
+    for thread in threads:
+        thread.join(10)
+    assert late == []
+    assert nothing_left(real_daemon)
+
+
 def test_no_login_without_chap_while_targets_come_and_go(real_daemon: RealDaemon, make: Make) -> None:
     export, publication, stop = build_export(real_daemon), make(), threading.Event()
     let_in: list[str] = []
@@ -447,6 +531,53 @@ def test_no_login_without_chap_while_targets_come_and_go(real_daemon: RealDaemon
     stop.set()
     thread.join()
     assert let_in == []
+
+
+def test_no_acknowledged_write_is_lost_while_the_volume_grows(real_daemon: RealDaemon, make: Make) -> None:
+    export, publication, stop = build_export(real_daemon), make(), threading.Event()
+    export.ensure(publication, soon())
+    acknowledged: list[dict[int, int]] = [{}, {}, {}]
+    errors: list[str] = []
+
+    def write(number: int) -> None:
+        """As a kernel does: on a lost connection log in again and repeat the command."""
+        session, count = real_daemon.login(publication), 0
+        while not stop.is_set():
+            block = number * 1000 + count % 1000
+            try:
+                session.write(block, count.to_bytes(8, "big") * 64)  # type: ignore[attr-defined]
+            except ConnectionGone:
+                session.close()
+                while not stop.is_set():
+                    with suppress(LoginFailed):
+                        session = real_daemon.login(publication)
+                        break
+                continue
+            except CommandError as error:
+                errors.append(str(error))  # a filesystem would see it
+                return
+            acknowledged[number][block] = count
+            count += 1
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    for step in range(1, 9):
+        before = [len(blocks) for blocks in acknowledged]
+        while any(len(blocks) <= old < 900 for blocks, old in zip(acknowledged, before, strict=True)):
+            assert not errors
+        resize(publication.device, (64 + step) * MIB)
+        export.grow(replace(publication, size_bytes=(64 + step) * MIB), soon())
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    content = publication.device.read_bytes()
+    for blocks in acknowledged:
+        assert blocks
+        for block, count in blocks.items():
+            # the write that was under way at the end may have come after it
+            assert int.from_bytes(content[block * 512 :][:8], "big") in (count, count + 1000)
 
 
 def _tool(*argv: str) -> subprocess.CompletedProcess[str]:

@@ -50,8 +50,12 @@ class VolumeLocks:
         try:
             fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
-                _lock_byte(fd, volume_id)
-                yield
+                _set_lock(fd, volume_id, fcntl.F_WRLCK)
+                try:
+                    yield
+                finally:
+                    # Closing is not enough: a child that another thread forks has a copy of the descriptor until exec.
+                    _set_lock(fd, volume_id, fcntl.F_UNLCK)
             finally:
                 os.close(fd)
         finally:
@@ -60,15 +64,13 @@ class VolumeLocks:
                 self._changed.notify_all()
 
 
-def _lock_byte(fd: int, volume_id: str) -> None:
+def _set_lock(fd: int, volume_id: str, kind: int) -> None:
     digest = hashlib.sha256(volume_id.encode()).digest()
     position = int.from_bytes(digest[:8], "big") >> 2
-    request = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, position, 1, 0)
+    request = struct.pack(_FLOCK, kind, os.SEEK_SET, position, 1, 0)
     try:
         fcntl.fcntl(fd, fcntl.F_OFD_SETLK, request)
-    except BlockingIOError as error:
-        raise Busy(f"volume {volume_id}: another process works on it; repeat later") from error
-    except PermissionError as error:  # POSIX allows EACCES for the same condition
+    except (BlockingIOError, PermissionError) as error:  # POSIX allows EACCES for the same condition
         raise Busy(f"volume {volume_id}: another process works on it; repeat later") from error
 
 

@@ -87,7 +87,7 @@ class Staging:
         check_target(staging_path, roots=self._roots)
         attachment = self._open_context(volume_id, publish_context)
         with self._locks.hold(volume_id):
-            self._remember(volume_id, staging_path)  # first: what has no record is swept
+            self._remember(volume_id, "staging_paths", staging_path)  # first: what has no record is swept
             device = self._connectors[attachment.protocol].connect(attachment, deadline)
             if capability.block:
                 return
@@ -120,9 +120,13 @@ class Staging:
         check_target(staging_path, roots=self._roots)
         with self._locks.hold(volume_id):
             self._unmount(volume_id, staging_path, deadline)
-            others = [path for path in self._staging_paths(volume_id) if path != staging_path and self._mounts.at(path)]
+            others = [
+                path
+                for path in self._paths(volume_id, "staging_paths")
+                if path != staging_path and self._mounts.at(path)
+            ]
             if others:
-                self._write_paths(volume_id, others)
+                self._write_paths(volume_id, "staging_paths", others)
                 return
             for connector in self._connectors.values():
                 connector.disconnect(volume_id, deadline)
@@ -211,7 +215,8 @@ class Staging:
                 if not readonly or "ro" in layers[-1].options:
                     return
             elif capability.access_mode is AccessMode.SINGLE_NODE_SINGLE_WRITER:
-                self._check_single(volume_id, device, target_path, capability)
+                self._check_single(volume_id, target_path)
+            self._remember(volume_id, "target_paths", target_path)
             if capability.block:
                 self._mounts.ensure_file(target_path)
             else:
@@ -224,6 +229,7 @@ class Staging:
         with self._locks.hold(volume_id):
             self._unmount(volume_id, target_path, deadline)
             self._mounts.remove_target(target_path)
+            self._forget(volume_id, "target_paths", target_path)
 
     def _staged_device(self, volume_id: str, staging_path: Path, capability: Capability) -> Device:
         device = self._find(volume_id)
@@ -235,21 +241,13 @@ class Staging:
                 raise InUse(f"volume {volume_id}: not mounted at {staging_path}; NodeStageVolume comes first")
         return device
 
-    def _check_single(self, volume_id: str, device: Device, target_path: Path, capability: Capability) -> None:
-        elsewhere = [
-            m.mount_point for m in self._published_at(volume_id, device, capability) if m.mount_point != target_path
-        ]
-        if elsewhere:
-            raise InUse(
-                f"volume {volume_id}: SINGLE_NODE_SINGLE_WRITER, and published at {elsewhere[0]} already; "
-                "unpublish it there"
-            )
-
-    def _published_at(self, volume_id: str, device: Device, capability: Capability) -> list[Mount]:
-        if capability.block:
-            return self._mounts.of_node(device.path)
-        staged = set(self._staging_paths(volume_id))
-        return [mount for mount in self._mounts_of(device) if mount.mount_point not in staged]
+    def _check_single(self, volume_id: str, target_path: Path) -> None:
+        """By our own records: other mounts of the device may be mirrors of one mount, by propagation."""
+        for path in self._paths(volume_id, "target_paths"):
+            if path != target_path and self._mounts.at(path):
+                raise InUse(
+                    f"volume {volume_id}: SINGLE_NODE_SINGLE_WRITER, and published at {path} already; unpublish it there"
+                )
 
     # -- stats, grow, info ---------------------------------------------------------------------------------------
 
@@ -349,7 +347,7 @@ class Staging:
             raise NotFound(f"volume {volume_id}: not attached here")
         layers = self._mounts.at(path)
         here = _is_node_of(path, device) if self._is_block(path) else bool(layers) and _shows(layers[-1], device)
-        if not here and path not in self._staging_paths(volume_id):
+        if not here and path not in self._paths(volume_id, "staging_paths"):
             raise NotFound(f"volume {volume_id}: not at {path}")
         return device
 
@@ -373,17 +371,25 @@ class Staging:
         except FileNotFoundError as error:
             raise NotFound(f"{path}: does not exist") from error
 
-    def _staging_paths(self, volume_id: str) -> list[Path]:
-        record = self._records.read(volume_id) or {"staging_paths": []}
-        return [Path(path) for path in record["staging_paths"]]
+    def _paths(self, volume_id: str, kind: str) -> list[Path]:
+        """The paths of a volume on record; kind: "staging_paths" or "target_paths". Not all need be mounted still."""
+        record = self._records.read(volume_id) or {}
+        return [Path(path) for path in record.get(kind, [])]
 
-    def _remember(self, volume_id: str, staging_path: Path) -> None:
-        paths = self._staging_paths(volume_id)
-        if staging_path not in paths:
-            self._write_paths(volume_id, [*paths, staging_path])
+    def _remember(self, volume_id: str, kind: str, path: Path) -> None:
+        paths = self._paths(volume_id, kind)
+        if path not in paths:
+            self._write_paths(volume_id, kind, [*paths, path])
 
-    def _write_paths(self, volume_id: str, paths: Sequence[Path]) -> None:
-        self._records.write(volume_id, {"staging_paths": [str(path) for path in paths]})
+    def _forget(self, volume_id: str, kind: str, path: Path) -> None:
+        paths = self._paths(volume_id, kind)
+        if path in paths:
+            self._write_paths(volume_id, kind, [other for other in paths if other != path])
+
+    def _write_paths(self, volume_id: str, kind: str, paths: Sequence[Path]) -> None:
+        record = {**(self._records.read(volume_id) or {}), kind: [str(path) for path in paths]}
+        record.pop("format", None)
+        self._records.write(volume_id, record)
 
 
 class Formatted:

@@ -184,7 +184,7 @@ class Volumes:
         if pool is None:
             raise NotFound(
                 f"pool {publication.pool}: volume {publication.volume_id} is published from it, but it is "
-                "not configured any more; put it back into the configuration, then unpublish"
+                "not configured any more; put it back into the settings, then unpublish"
             )
         # Revoked on disk first: otherwise the background could restore the target between its removal and the record's.
         publication = replace(publication, revoked=True)
@@ -358,6 +358,10 @@ class Volumes:
     def problems(self, deadline: Deadline) -> list[str]:
         """What makes this SNODE unable to serve, a sentence each; [] = ready."""
         found = [f"publication record {name}: {why}" for name, why in self._publications.damaged.items()]
+        found += [
+            f"pool {name}: volumes are published from it, but it is not configured; put it back, or unpublish them"
+            for name in sorted(self._missing_pools())
+        ]
         for pool in self._pools.values():
             found += pool.backend.problems(deadline)
         for export in self._exports():
@@ -367,11 +371,15 @@ class Volumes:
     def tend(self, deadline: Deadline) -> None:
         """Background work, called again and again: restore exports, see data that nodes wrote, resume wipes."""
         self._see_devices(deadline)
-        if not self._publications.damaged:  # a record that can't be read must not cost a running node its target
+        # A record that can't be read, or a pool that fell out of the settings, must not cost a running node its target.
+        if not self._publications.damaged and not self._missing_pools():
             for export in self._exports():
                 export.reconcile(partial(self._wanted, export), deadline)
         for pool in self._pools.values():
             pool.backend.tend(deadline)
+
+    def _missing_pools(self) -> set[str]:
+        return {publication.pool for publication in self._publications.all()} - self._pools.keys()
 
     def _exports(self) -> Sequence[Export]:
         return list({id(pool.export): pool.export for pool in self._pools.values()}.values())

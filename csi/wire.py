@@ -96,7 +96,6 @@ def registrations(driver: Driver, config: Config) -> Iterable[Registration]:
     identity = Identity(
         calls=driver.calls,
         name=config.driver_name,
-        has_controller=driver.volumes is not None,
         readiness=driver.readiness,
     )
     yield partial(csi_pb2_grpc.add_IdentityServicer_to_server, identity)

@@ -9,6 +9,7 @@ was killed refuses for ever to be activated. The next creation, or the backgroun
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from csi.backends import lvm_tags, lvm_trash
@@ -17,12 +18,13 @@ from csi.backends.figures import figure
 from csi.backends.lvm_cli import Lvm
 from csi.backends.lvm_group import Group
 from csi.backends.lvm_marks import Marks
-from csi.backends.lvm_report import Lv, Report
+from csi.backends.lvm_report import Report
 from csi.backends.lvm_space import Space
+from csi.backends.lvm_view import View, is_of_pool
 from csi.backends.signature import look
 from csi.backends.wipe import zero_ends
 from csi.deadline import Deadline, wait_until
-from csi.errors import Busy, CommandFailed, Conflict, DataLoss, DriverError, InUse, NoSpace, NotFound, Timeout
+from csi.errors import Busy, CommandFailed, DataLoss, DriverError, InUse, NoSpace, Timeout
 from csi.log import get_logger
 from csi.model import VOLUME_ID, Capacity, Volume
 from csi.records import RecordStore
@@ -62,10 +64,13 @@ class LvmBackend:
         lvm = Lvm(vg, runner=runner, state=RecordStore(state, boundary=boundary), devices=devices)
         self._nodes = nodes or DeviceNodes()
         self._group = Group(lvm, self._nodes, pool=pool)
-        self._marks = Marks(self._group, state=state, mine=self._is_mine, boundary=boundary)
+        mine = partial(is_of_pool, pool=pool, space=space)
+        self._marks = Marks(self._group, state=state, mine=mine, boundary=boundary)
+        self._view = View(pool, space=space, nodes=self._nodes, marks=self._marks)
         notes = RecordStore(state / "wipes", boundary=boundary)
-        self._trash = lvm_trash.Trash(self._group, mine=self._is_mine, notes=notes, seconds=wipe_seconds)
+        self._trash = lvm_trash.Trash(self._group, mine=mine, notes=notes, seconds=wipe_seconds)
         self._boundary = boundary
+        self._warned: set[str] = set()
         self._log = get_logger("lvm")
 
     @property
@@ -94,7 +99,7 @@ class LvmBackend:
             if volume_id in report.lvs and self._marks.is_incomplete(report.lvs[volume_id]):
                 report = self._group.remove(report.lvs[volume_id], deadline)
             if volume_id in report.lvs:
-                existing = self._get(report, volume_id)
+                existing = self._view.get(report, volume_id)
                 if existing.size_bytes == size_bytes and dict(existing.parameters) == dict(parameters):
                     return existing
                 raise Busy(f"volume {volume_id}: it appeared in this moment, of another kind; repeat the request")
@@ -102,7 +107,7 @@ class LvmBackend:
             self._marks.begin(volume_id, nonce=nonce)
             report = self._make(report, volume_id, tags, size_bytes, deadline)
             self._finish(volume_id, self._group.device(report, report.lvs[volume_id], deadline))
-        return self._get(report, volume_id)
+        return self._view.get(report, volume_id)
 
     def _make(self, report: Report, volume_id: str, tags: Sequence[str], size_bytes: int, deadline: Deadline) -> Report:
         try:
@@ -128,7 +133,7 @@ class LvmBackend:
         with self._group.lock.hold(deadline):
             report = self._group.reread(deadline)
             lv = report.lvs.get(name)
-            if lv is not None and self._is_mine(lv):
+            if lv is not None and is_of_pool(lv, pool=self._pool, space=self._space):
                 if lv.is_open:
                     self._await_closed(name, deadline)
                 if self._space.wipes:
@@ -158,14 +163,14 @@ class LvmBackend:
         group = self._group
         with group.lock.hold(deadline):
             report = group.report(deadline, max_age=_AGE_FOR_CHECKS)
-            self._get(report, name)
+            self._view.get(report, name)
             if report.lvs[name].size_bytes < size_bytes:
                 report = self._checked(report, name, size_bytes, deadline)
             if report.lvs[name].size_bytes < size_bytes:  # read anew, perhaps
                 lv = report.lvs[name]
                 report = group.extend(lv, size_bytes=size_bytes, extent_bytes=report.extent_bytes, deadline=deadline)
             group.device(report, report.lvs[name], deadline)
-        return self._get(report, name)
+        return self._view.get(report, name)
 
     # -- find, open ----------------------------------------------------------------------------------------------
 
@@ -176,7 +181,7 @@ class LvmBackend:
             with self._group.lock.hold(deadline):
                 report = self._group.report(deadline, max_age=_AGE_FOR_CHECKS)
         lv = report.lvs.get(volume_id)
-        return self._volume(report, lv) if lv is not None else None
+        return self._view.volume(report, lv) if lv is not None else None
 
     def list_volumes(self, deadline: Deadline) -> list[Volume]:
         """See Backend.list_volumes."""
@@ -185,7 +190,7 @@ class LvmBackend:
         found = []
         for lv in report.lvs.values():
             try:
-                volume = self._volume(report, lv)
+                volume = self._view.volume(report, lv)
             except DataLoss as error:
                 self._log.warning("volume left out", lv=lv.name, error=str(error))
                 continue
@@ -202,9 +207,9 @@ class LvmBackend:
         if report is None or node is None:
             with self._group.lock.hold(deadline):
                 report = self._group.reread(deadline)
-                self._get(report, name)
+                self._view.get(report, name)
                 node = self._group.device(report, report.lvs[name], deadline)
-        opened = self._get(report, name)
+        opened = self._view.get(report, name)
         return replace(opened, blank=opened.blank and look(node.path) == "")
 
     def mark_used(self, volume: Volume) -> None:
@@ -231,7 +236,7 @@ class LvmBackend:
         with self._group.lock.hold(deadline):
             max_age = 0.0 if self._group.guessed else _AGE_FOR_CAPACITY
             report = self._active(self._group.report(deadline, max_age=max_age), deadline)
-        available = 0 if _mda_low(report) else self._space.available(report)
+        available = 0 if report.missing_pvs or _mda_low(report) else self._space.available(report)
         return Capacity(available, available, self._space.unit_bytes(report))
 
     def problems(self, deadline: Deadline) -> list[str]:
@@ -241,7 +246,16 @@ class LvmBackend:
                 report = self._group.report(deadline, max_age=_AGE_FOR_CHECKS)
         except DriverError as error:
             return [f"pool {self._pool}: {error}"]
-        found = self._space.problems(report)
+        return [f"pool {self._pool}: {text}" for text in self._space.problems(report)]
+
+    def warnings(self, deadline: Deadline) -> list[str]:
+        """What stops new volumes, or soon will: no reason not to serve those that exist, and to let them be deleted."""
+        with self._group.lock.hold(deadline):
+            report = self._group.report(deadline, max_age=_AGE_FOR_CHECKS)
+        return self._warnings(report)
+
+    def _warnings(self, report: Report) -> list[str]:
+        found = self._space.warnings(report)
         if report.missing_pvs:
             found.append(
                 f"volume group {report.vg}: {report.missing_pvs} of its disks are missing, so nothing can be created; "
@@ -259,6 +273,10 @@ class LvmBackend:
         except Timeout:
             return  # requests come first
         report = self._group.cached() or report
+        said = self._warnings(report)
+        for text in set(said) - self._warned:
+            self._log.warning("pool needs care", problem=text)
+        self._warned = set(said)
         self._trash.step(report, deadline)
 
     # -- parts ---------------------------------------------------------------------------------------------------
@@ -290,48 +308,7 @@ class LvmBackend:
         name = self._space.inactive(report)
         if not name:
             return report
-        return self._group.activate(name, deadline)
-
-    def _label(self, lv: Lv) -> lvm_tags.Label | None:
-        label = lvm_tags.decode(lv.tags)
-        return label if label is not None and label.pool == self._pool and self._space.owns(lv) else None
-
-    def _is_mine(self, lv: Lv) -> bool:
-        return self._label(lv) is not None
-
-    def _volume(self, report: Report, lv: Lv) -> Volume | None:
-        """The volume, or None when the logical volume is not (foreign, another pool's, deleted, incomplete)."""
-        label = self._label(lv)
-        if label is None or not VOLUME_ID.fullmatch(lv.name) or self._marks.is_incomplete(lv):
-            return None
-        if label.format > lvm_tags.FORMAT:
-            raise DataLoss(
-                f"volume {lv.name}: its tags are of format {label.format}, this release reads up to {lvm_tags.FORMAT}; "
-                "upgrade"
-            )
-        return Volume(
-            volume_id=lv.name,
-            name=label.name,
-            pool=self._pool,
-            size_bytes=lv.size_bytes,
-            device=self._nodes.path(report.vg, lv.name),
-            blank=label.blank and not self._marks.is_used(lv),
-            parameters=label.parameters,
-            health=label.damage or self._space.health(report, lv),
-        )
-
-    def _get(self, report: Report, volume_id: str) -> Volume:
-        """The volume. Raises NotFound, or Conflict when something foreign has its name."""
-        lv = report.lvs.get(volume_id)
-        if lv is None or self._marks.is_incomplete(lv):
-            raise NotFound(f"volume {volume_id}: does not exist in volume group {report.vg}")
-        volume = self._volume(report, lv)
-        if volume is None:
-            raise Conflict(
-                f"volume {volume_id}: the logical volume of this name in {report.vg} is not of pool {self._pool}; see "
-                f"its tags (`lvs -o +tags {report.vg}/{volume_id}`) and rename it (lvrename)"
-            )
-        return volume
+        return self._group.activate(report, name, deadline)
 
 
 def _mda_low(report: Report) -> str:

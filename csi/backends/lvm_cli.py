@@ -175,6 +175,10 @@ class Lvm:
         argv = ["lvchange", self._config(), "--activate=y", "--ignoreactivationskip", "--", self._path(name)]
         self._change(argv, deadline)
 
+    def remove_part(self, part: str, deadline: Deadline) -> None:
+        """Remove the kernel's device of a part of a volume; the kernel refuses it while the part is in use."""
+        self._change(["dmsetup", "remove", "--", part], deadline)
+
     def refresh(self, name: str, deadline: Deadline) -> None:
         """Load the kernel's table of an active volume anew: a killed command left it suspended, or of an old size."""
         self._change(["lvchange", self._config(), "--refresh", "--", self._path(name)], deadline)

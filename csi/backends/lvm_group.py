@@ -8,7 +8,7 @@ from csi.backends.device_nodes import DeviceNodes, Node
 from csi.backends.lvm_cli import Lvm
 from csi.backends.lvm_report import Lv, Report
 from csi.deadline import Deadline, wait_until
-from csi.errors import DataLoss, DriverError, Timeout, Unavailable
+from csi.errors import CommandFailed, DataLoss, DriverError, Timeout, Unavailable
 from csi.locks import ResourceLock
 
 _NODE_SECONDS = 10.0
@@ -136,9 +136,9 @@ class Group:
             deadline=deadline,
         )
 
-    def activate(self, name: str, deadline: Deadline) -> Report:
+    def activate(self, report: Report, name: str, deadline: Deadline) -> Report:
         """Activate a volume, or a thin pool, and read the group anew."""
-        self.lvm.activate(name, deadline)
+        self._activate(report, report.lvs[name], deadline)
         return self.reread(deadline)
 
     def _change(
@@ -204,7 +204,7 @@ class Group:
             return node
         found = self._nodes.look(self.vg, lv.name)
         if found is None or found.size_bytes == 0:
-            self.lvm.activate(lv.name, deadline)
+            self._activate(report, lv, deadline)
             self._await_node(lv.name, deadline)
         elif found.suspended or found.size_bytes != lv.size_bytes:
             self.lvm.refresh(lv.name, deadline)
@@ -221,6 +221,20 @@ class Group:
             f"{self.vg}/{lv.name}: its device is not there as LVM says ({lv.size_bytes} bytes; found: "
             f"{found or 'none'}); see `lvs -a {self.vg}`"
         )
+
+    def _activate(self, report: Report, lv: Lv, deadline: Deadline) -> None:
+        try:
+            self.lvm.activate(lv.name, deadline)
+        except CommandFailed:
+            # A killed activation of a RAID volume or thin pool leaves devices of its parts, and LVM then refuses every
+            # further one ("prohibited while … is active"). Nobody uses them: the kernel refuses to remove a used one.
+            names = [lv.name, *([lv.pool_lv] if lv.pool_lv else [])]
+            parts = [part for name in names for part in self._nodes.parts(self.vg, name, vg_uuid=report.vg_uuid)]
+            if not parts:
+                raise
+            for part in parts:
+                self.lvm.remove_part(part, deadline)
+            self.lvm.activate(lv.name, deadline)
 
     def _await_node(self, name: str, deadline: Deadline) -> None:
         def look() -> bool:

@@ -7,7 +7,7 @@ from csi.backends.lvm_report import Lv, Report
 from csi.errors import NoSpace, Unavailable
 
 _HEALTH = {
-    "out_of_data": "the thin pool has no data space left, writes fail; enlarge it (lvextend) now",
+    "out_of_data": "no data space is left in the thin pool, writes fail; enlarge it (lvextend) now",
     "metadata_read_only": "the thin pool's metadata is full or damaged, writes fail; enlarge or repair it (lvconvert)",
     "failed": "the thin pool has failed; repair it (lvconvert --repair)",
 }
@@ -61,9 +61,11 @@ class Thin:
     def check(self, report: Report, lv: Lv | None, size_bytes: int) -> None:
         """Raise NoSpace if a new volume (lv None), or the growth of `lv`, to size_bytes is not safe."""
         pool = self._pool(report)
-        wrong = self._fatal(report)
+        wrong = self._useless(report)
         if wrong:
             raise Unavailable(wrong)
+        if pool.health:
+            raise Unavailable(f"thin pool {report.vg}/{pool.name}: {_HEALTH.get(pool.health, pool.health)}")
         full = self._above_watermark(report, pool)
         if full:
             raise NoSpace(full)
@@ -79,7 +81,7 @@ class Thin:
     def available(self, report: Report) -> int:
         """What can still be promised, in bytes; nothing above a watermark."""
         pool = report.lvs.get(self._thin_pool)
-        if pool is None or self._fatal(report) or self._above_watermark(report, pool):
+        if pool is None or pool.health or self._useless(report) or self._above_watermark(report, pool):
             return 0
         return self._promisable(report, pool)
 
@@ -133,11 +135,20 @@ class Thin:
         return "ok"
 
     def problems(self, report: Report) -> list[str]:
-        """What is wrong with the thin pool."""
-        wrong = self._fatal(report)
+        """What makes the thin pool useless."""
+        wrong = self._useless(report)
         return [wrong] if wrong else []
 
-    def _fatal(self, report: Report) -> str:
+    def warnings(self, report: Report) -> list[str]:
+        """A sick or nearly full thin pool. Its volumes must stay deletable, so this is no reason not to serve."""
+        pool = report.lvs.get(self._thin_pool)
+        if pool is None or self._useless(report):
+            return []
+        sick = [f"thin pool {report.vg}/{pool.name}: {_HEALTH.get(pool.health, pool.health)}"] if pool.health else []
+        full = self._above_watermark(report, pool)
+        return [*sick, *([full] if full else [])]
+
+    def _useless(self, report: Report) -> str:
         pool = report.lvs.get(self._thin_pool)
         if pool is None:
             return self._missing(report)
@@ -149,6 +160,4 @@ class Thin:
                 f"{where}: does not zero its blocks, so a new volume would show data of a deleted one; run `lvchange "
                 f"--zero=y {report.vg}/{pool.name}`"
             )
-        if pool.health:
-            return f"{where}: {_HEALTH.get(pool.health, pool.health)}"
         return ""

@@ -20,10 +20,9 @@ _Expansion = pb.PluginCapability.VolumeExpansion
 class Identity(csi_pb2_grpc.IdentityServicer):
     """The Identity servicer; one for each server, whatever roles it has."""
 
-    def __init__(self, *, calls: Calls, name: str, has_controller: bool, readiness: Readiness) -> None:
+    def __init__(self, *, calls: Calls, name: str, readiness: Readiness) -> None:
         self.calls = calls
         self._name = name
-        self._has_controller = has_controller
         self._readiness = readiness
 
     @method(slot=False, level=logging.DEBUG)
@@ -35,9 +34,10 @@ class Identity(csi_pb2_grpc.IdentityServicer):
     def GetPluginCapabilities(
         self, request: pb.GetPluginCapabilitiesRequest, deadline: Deadline
     ) -> pb.GetPluginCapabilitiesResponse:
-        """The services of this process; a plain node plugin serves no controller."""
-        services = [_Service.CONTROLLER_SERVICE] if self._has_controller else []
-        services.append(_Service.VOLUME_ACCESSIBILITY_CONSTRAINTS)
+        """What the plugin can do as a whole. A node plugin answers the same: its volumes need a publish_context, so a
+        CO must not take it for one without a controller.
+        """
+        services = [_Service.CONTROLLER_SERVICE, _Service.VOLUME_ACCESSIBILITY_CONSTRAINTS]
         return pb.GetPluginCapabilitiesResponse(
             capabilities=[
                 *(pb.PluginCapability(service=_Service(type=kind)) for kind in services),

@@ -278,16 +278,21 @@ class FakeIscsi:
             (unit / name).touch()
         (unit / "type").write_text(target.lun.kind + "\n")
         (unit / "state").write_text("running\n")
-        disk = _Disk(f"sd{chr(96 + number)}", unit)
+        name, major, minor = self.place_of(number)
+        disk = _Disk(name, unit)
         session.disks.append(disk)
         if target.lun.kind == "0":
             block = unit / "block" / disk.name
             (block / "holders").mkdir(parents=True)
-            (block / "dev").write_text(f"8:{number * 16}\n")
+            (block / "dev").write_text(f"{major}:{minor}\n")
             (block / "device").symlink_to(unit)
             (self.sysfs / "block" / disk.name).symlink_to(block)
-            os.mknod(self.dev / disk.name, stat.S_IFBLK | 0o600, os.makedev(8, number * 16))
+            os.mknod(self.dev / disk.name, stat.S_IFBLK | 0o600, os.makedev(major, minor))
             self._show(disk, target.lun)
+
+    def place_of(self, number: int) -> tuple[str, int, int]:
+        """Name, major and minor of the disk of a session."""
+        return f"sd{chr(96 + number)}", 8, number * 16
 
     def _show(self, disk: _Disk, lun: FakeLun) -> None:
         block = disk.unit / "block" / disk.name

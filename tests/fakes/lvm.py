@@ -24,6 +24,7 @@ _OPTIONS = {
     "lvextend": {"extents"},
     "lvrename": set(),
     "lvremove": set(),
+    "dmsetup": set(),
     "lvchange": {"activate", "ignoreactivationskip", "refresh", "deltag"},
 }  # fmt: skip
 _TAG = re.compile(r"[A-Za-z0-9_.+\-/=!:&#]{1,1024}")
@@ -48,6 +49,7 @@ class FakeLv:
     health: str = ""
     sync: str = ""
     zeroes: bool = True  # thin pool
+    legs: list[str] = field(default_factory=list)  # devices that a killed activation left
     half_made: bool = False  # RAID whose lvcreate was killed: never to be activated
     data_percent: float = 0.0
     metadata_percent: float = 10.0
@@ -130,6 +132,8 @@ class FakeLvm:
     def _run(self, argv: Sequence[str], _input: str | None) -> Reply:
         program = argv[0]
         rest = list(argv[1:])
+        if program == "dmsetup":
+            return self._dmsetup(rest)
         if program == "lvm":
             assert rest.pop(0) == "fullreport", argv
         options, operands = _parse(program, rest)
@@ -319,10 +323,20 @@ class FakeLvm:
             self.activate(lv.name)
         else:
             assert options["activate"] == ["y"] and "ignoreactivationskip" in options
+            if lv.legs:
+                return 5, "", f"  Activation of {lv.name} is prohibited while {lv.name}_rimage_0 is active.\n"
             if lv.half_made:
                 return 5, "", f"  Refusing activation of RAID LV {self.vg}/{lv.name} with visible SubLVs.\n"
             self.activate(lv.name)
         return 0, "", ""
+
+    def _dmsetup(self, rest: list[str]) -> Reply:
+        assert rest[:2] == ["remove", "--"] and len(rest) == 3
+        for lv in self.lvs.values():
+            if rest[2] in lv.legs:
+                lv.legs.remove(rest[2])
+                return 0, "", ""
+        return 1, "", f"Device {rest[2]} not found\n"
 
     def _lv(self, operands: list[str]) -> FakeLv | str:
         (path,) = operands
@@ -348,6 +362,10 @@ class FakeNodes(DeviceNodes):
         extents = lv.extents if lv.table_extents is None else lv.table_extents
         uuid = self.wrong.get(name, f"LVM-{self._lvm.vg_uuid}{lv.uuid}".replace("-", "").replace("LVM", "LVM-", 1))
         return Node(self.path(vg, name), extents * self._lvm.extent, uuid, lv.suspended)
+
+    def parts(self, vg: str, name: str, *, vg_uuid: str) -> list[str]:
+        """See DeviceNodes.parts."""
+        return list(self._lvm.lvs[name].legs)
 
 
 def _parse(program: str, arguments: list[str]) -> tuple[dict[str, list[str]], list[str]]:

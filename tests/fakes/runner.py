@@ -40,6 +40,10 @@ class FakeRunner:
         """
         self._faults.append(_Fault(words, nth, after, reply))
 
+    def forgive(self) -> None:
+        """Drop the faults that did not come to pass."""
+        self._faults.clear()
+
     def count(self, *words: str) -> int:
         """How many calls so far had all `words` in their argv."""
         return sum(all(word in call for word in words) for call in self.calls)

@@ -122,6 +122,8 @@ class FakeTgtd:
         self.calls: list[str] = []
         self.unexpected: list[str] = []
         self.guard = threading.RLock()
+        #: Called under the guard after each request, so that initiators may act between any two of them.
+        self.after_call: Callable[[], None] = lambda: None
         self._sids = itertools.count(1)
         self._faults: list[_Fault] = []
         self._listener: socket.socket | None = None
@@ -253,6 +255,7 @@ class FakeTgtd:
                 code = int(Code.SUCCESS)
             except _Refusal as refusal:
                 code, reply = int(refusal.code), ""
+            self.after_call()
             if fault:
                 return self._break(fault)
             return code, reply

@@ -33,7 +33,7 @@ class Reply:
 class Driver:
     """All three services; `call` runs one RPC to its end in its own thread, as the server does."""
 
-    def __init__(self, *, slots: int = 24, longest_seconds: float = 30.0, has_controller: bool = True) -> None:
+    def __init__(self, *, slots: int = 24, longest_seconds: float = 30.0) -> None:
         self.volumes = MemoryVolumes()
         self.staging = MemoryStaging()
         self.problems: list[str] = []
@@ -42,9 +42,7 @@ class Driver:
         self.calls = Calls(slots=slots, longest_seconds=longest_seconds, stop=self.stop)
         self.readiness.look(Deadline.after(1))
         servicers = {
-            _SERVICES["Identity"]: Identity(
-                calls=self.calls, name="csi.test", has_controller=has_controller, readiness=self.readiness
-            ),
+            _SERVICES["Identity"]: Identity(calls=self.calls, name="csi.test", readiness=self.readiness),
             _SERVICES["Controller"]: Controller(calls=self.calls, volumes=cast(Volumes, self.volumes)),
             _SERVICES["Node"]: Node(calls=self.calls, staging=cast(Staging, self.staging)),
         }

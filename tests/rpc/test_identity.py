@@ -20,7 +20,6 @@ def _services(driver: Driver) -> set[int]:
 def test_controller_service_is_claimed_only_where_it_is_served() -> None:
     service = pb.PluginCapability.Service
     assert _services(Driver()) == {service.CONTROLLER_SERVICE, service.VOLUME_ACCESSIBILITY_CONSTRAINTS}
-    assert _services(Driver(has_controller=False)) == {service.VOLUME_ACCESSIBILITY_CONSTRAINTS}
 
 
 def test_volumes_grow_online() -> None:

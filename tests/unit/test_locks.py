@@ -64,6 +64,21 @@ def test_another_process_is_kept_out_until_the_holder_is_gone(tmp_path: Path) ->
     assert path.stat().st_size == 0
 
 
+def test_a_release_is_seen_while_a_forked_child_has_a_copy_of_the_descriptor(tmp_path: Path) -> None:
+    locks = VolumeLocks(tmp_path / "locks")
+    end_read, end_write = os.pipe()
+    with locks.hold("v-a"):
+        child = os.fork()
+        if child == 0:  # what another thread's child is between fork and exec
+            os.close(end_write)
+            os.read(end_read, 1)
+            os._exit(0)
+    with locks.hold("v-a"):
+        pass
+    os.close(end_write)
+    os.waitpid(child, 0)
+
+
 def test_resource_lock_waits_no_longer_than_the_deadline() -> None:
     lock = ResourceLock("pool fast")
     with lock.hold(Deadline.after(1)), pytest.raises(Timeout, match="pool fast"), lock.hold(Deadline.after(0.05)):

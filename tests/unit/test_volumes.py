@@ -303,6 +303,19 @@ def test_a_damaged_record_costs_its_volume_only(snode: Snode, tmp_path: Path) ->
     assert any("damaged" in problem for problem in snode.volumes.problems(soon()))
 
 
+def test_a_pool_that_fell_out_of_the_settings_costs_no_node_its_target(snode: Snode) -> None:
+    volume_id = snode.create().volume_id
+    snode.publish(volume_id)
+    before = snode.targets()
+    pool = snode.volumes._pools["files"]
+    snode.volumes._pools = {"other": pool}
+    snode.volumes.tend(soon())
+    assert snode.targets() == before
+    assert any("pool files" in problem for problem in snode.volumes.problems(soon()))
+    with pytest.raises(NotFound, match="put it back"):
+        snode.unpublish(volume_id)
+
+
 def test_limit_of_volumes_for_each_node(snode: Snode) -> None:
     snode.volumes._max_per_node = 1
     one, two = snode.create("a").volume_id, snode.create("b").volume_id

@@ -66,7 +66,7 @@ class Rig:
 
     def settle(self) -> None:
         """Let the background come to its end."""
-        for _ in range(50):
+        for _ in range(20):
             self.backend.tend(soon())
 
     @property

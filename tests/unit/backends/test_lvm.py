@@ -308,6 +308,15 @@ def test_open_activates_after_a_reboot(rig: Rig) -> None:
     assert rig.runner.count("lvchange", "--activate=y") == 1
 
 
+def test_open_after_a_killed_activation_of_a_raid_volume(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, space=Thick("raid1"), disks={"/dev/sda": 50, "/dev/sdb": 50})
+    volume = rig.create()
+    rig.lvm.reboot()
+    rig.lvm.lvs[volume.volume_id].legs = ["vg0-v--x_rimage_0", "vg0-v--x_rmeta_0"]
+    rig.start()
+    assert rig.backend.open_for_export(volume, soon()) == volume
+
+
 def test_open_refuses_another_device(rig: Rig) -> None:
     volume = rig.create()
     rig.nodes.wrong[volume.volume_id] = "LVM-other"
@@ -463,8 +472,10 @@ def test_a_missing_disk_is_a_problem(tmp_path: Path) -> None:
     rig.lvm.gone.add("/dev/sdb")
     rig.lvm.lvs[volume.volume_id].health = "partial"
     assert "disk of the volume is missing" in rig.backend.list_volumes(soon())[0].health
-    (problem,) = rig.backend.problems(soon())
-    assert "1 of its disks are missing" in problem and "vgreduce" in problem
+    assert rig.backend.problems(soon()) == [], "what is there is served"
+    (warning,) = rig.backend.warnings(soon())
+    assert "1 of its disks are missing" in warning and "vgreduce" in warning
+    assert rig.backend.capacity(soon()).available_bytes == 0
     with pytest.raises(DriverError):
         rig.create("two", size_bytes=5 * MIB)
 
@@ -474,8 +485,9 @@ def test_full_metadata_area(rig: Rig) -> None:
     with pytest.raises(NoSpace, match=r"metadata area .*`vgcreate --metadatasize=64m`"):
         rig.create()
     assert rig.backend.capacity(soon()).available_bytes == 0
-    (problem,) = rig.backend.problems(soon())
-    assert "metadata area" in problem
+    (warning,) = rig.backend.warnings(soon())
+    assert "metadata area" in warning
+    assert rig.backend.problems(soon()) == [], "volumes must stay deletable"
     assert rig.runner.count("lvcreate") == 0
 
 

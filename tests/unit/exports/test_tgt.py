@@ -2,6 +2,7 @@
 
 import shutil
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -210,7 +211,7 @@ def test_remove_waits_for_commands_in_flight(fake_daemon: FakeDaemon, export: Tg
     export.ensure(publication, soon())
     fake_daemon.fake.add_session(publication.target, NODE.initiator, in_flight=True)
     with pytest.raises(Timeout, match=f"target {publication.target}: not removed in time: commands"):
-        export.remove(publication, soon(0.1))
+        export.remove(publication, soon(1.0))
     target = fake_daemon.fake.by_name(publication.target)
     assert target is not None and target.names == []  # shut already
     assert not target.sessions[0].connected
@@ -267,6 +268,7 @@ def test_remove_of_one_does_not_hold_up_the_others(fake_daemon: FakeDaemon, expo
     try:
         while fake_daemon.fake.by_name(stuck.target).names:  # type: ignore[union-attr]
             assert removing.is_alive()
+            time.sleep(0.005)
         export.ensure(other, soon(2))
         # Even with a record that still says so, what is being removed is not restored.
         export.reconcile(wanted(stuck, other), soon(2))
@@ -300,7 +302,7 @@ def test_grow_waits_for_commands_in_flight(fake_daemon: FakeDaemon, export: TgtE
         file.truncate(128 * MIB)
     grown = replace(publication, size_bytes=128 * MIB)
     with pytest.raises(Timeout):
-        export.grow(grown, soon(0.1))
+        export.grow(grown, soon(1.0))
     target = fake_daemon.fake.by_name(publication.target)
     assert target is not None and target.state == "ready"  # the node goes on with the old size
     assert target.luns[1].size_bytes == 64 * MIB
@@ -432,7 +434,7 @@ def test_unused_accounts_of_ours_are_swept(fake_daemon: FakeDaemon, make: Make) 
 def test_stray_with_commands_in_flight_is_told_and_removed_later(
     fake_daemon: FakeDaemon, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("csi.exports.tgt._STUCK_SECONDS", 0.1)
+    monkeypatch.setattr("csi.exports.tgt._STUCK_SECONDS", 1.0)
     stray, kept = make(), make()
     export = build_export(fake_daemon)
     for publication in (stray, kept):

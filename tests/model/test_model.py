@@ -1,0 +1,253 @@
+"""A random orchestrator against the whole driver: any request in any order, repeated, killed, disturbed, together with
+others; and what must hold then.
+
+The normal run takes half a minute. SNODE_MODEL_SECONDS=3600 goes on for an hour. A failure prints its seed, which
+plays the same again: SNODE_MODEL_SEED=… python -m pytest tests/model/test_model.py
+"""
+
+import os
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import hypothesis
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+
+from tests.fakes.crash import Crash
+from tests.model.book import CAPABILITIES, MIB, Call
+from tests.model.checks import Checks
+from tests.model.events import KINDS, MEANWHILE, Event, Events
+from tests.model.orchestrator import Orchestrator
+from tests.model.patience import crash
+from tests.model.world import World
+
+SECONDS = float(os.environ.get("SNODE_MODEL_SECONDS", "25"))
+SEED = os.environ.get("SNODE_MODEL_SEED", "")
+_EXAMPLES, _STEPS = 10, 40
+
+# No draw depends on the state of the world: what a thread did in time must not change what is drawn.
+_VOLUMES = st.sampled_from([0, 0, 0, 1, 1, 2])
+_NODES = st.sampled_from([0, 0, 1])
+_PLACES = st.sampled_from([0, 0, 0, 0, 1, 2])
+_ODD = st.sampled_from([False, False, False, True])
+_WAYS = st.sampled_from(["ext4", "ext4", "ext4", *CAPABILITIES])
+_SIZES = st.sampled_from([16 * MIB, 16 * MIB, 16 * MIB, MIB, 24 * MIB, 320 * MIB, 330 * MIB])
+_CONTROLLER = ("create", "delete", "publish", "unpublish", "expand", "list", "get", "validate", "capacity", "probe")
+_NODE = ("stage", "unstage", "node publish", "node unpublish", "stats", "node expand", "info")
+
+
+def calls(*kinds: str) -> st.SearchStrategy[Call]:
+    """Any call of these kinds."""
+    return st.builds(
+        Call,
+        kind=st.sampled_from(kinds),
+        volume=_VOLUMES,
+        node=_NODES,
+        way=_WAYS,
+        size=_SIZES,
+        place=_PLACES,
+        readonly=_ODD,
+        odd=_ODD,
+    )
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """What happens at a step of a request: its service is killed, tgtd or a command fails, or something else happens."""
+
+    kind: str
+    step: int
+    how: str = ""
+    after: bool = False
+    meanwhile: Call | Event | None = None
+
+
+def _troubles(*kinds: str) -> st.SearchStrategy[Trouble | None]:
+    steps = st.integers(1, 25)
+    known: dict[str, st.SearchStrategy[Trouble | None]] = {
+        "": st.none(),
+        "kill": st.builds(Trouble, st.just("kill"), steps),
+        "tgtd": st.builds(
+            Trouble, st.just("tgtd"), steps, st.sampled_from(["cut", "half", "die", "refuse"]), st.booleans()
+        ),
+        "command": st.builds(Trouble, st.just("command"), steps, after=st.booleans()),
+        "meanwhile": st.builds(
+            Trouble, st.just("meanwhile"), steps, meanwhile=calls(*_CONTROLLER, *_NODE) | events(*MEANWHILE)
+        ),
+    }
+    return st.sampled_from(kinds).flatmap(lambda kind: known[kind])
+
+
+def events(*kinds: str) -> st.SearchStrategy[Event]:
+    """Any event of these kinds."""
+    return st.builds(Event, kind=st.sampled_from(kinds), node=_NODES, volume=_VOLUMES)
+
+
+_SOME = _troubles("", "", "", "kill", "tgtd", "meanwhile")
+_MORE = _troubles("", "", "", "kill", "tgtd", "command", "meanwhile")
+
+
+class Model(RuleBasedStateMachine):
+    """The rules: what an orchestrator, its machines and its applications may do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world = World()
+        self.orchestrator = Orchestrator(self.world)
+        self.events = Events(self.orchestrator)
+        self.checks = Checks(self.orchestrator, self.events)
+
+    @rule(call=calls(*_CONTROLLER), trouble=_SOME)
+    def controller(self, call: Call, trouble: Trouble | None) -> None:
+        """A request to the SNODE."""
+        self._do(call, trouble)
+
+    @rule(call=calls(*_NODE), trouble=_MORE)
+    def node(self, call: Call, trouble: Trouble | None) -> None:
+        """A request to a CNODE."""
+        self._do(call, trouble)
+
+    @rule(call=calls("", ""), upto=st.integers(2, 5), trouble=_MORE, at=st.integers(0, 3))
+    def attach(self, call: Call, upto: int, trouble: Trouble | None, at: int) -> None:
+        """The way to a running container, or a part of it, disturbed at one of its requests and then repeated."""
+        self._chain(("create", "publish", "stage", "node publish")[:upto], call, trouble, at)
+        if upto == 5:
+            self.write(call)
+
+    @rule(call=calls(""), upto=st.integers(1, 4), trouble=_MORE, at=st.integers(0, 3))
+    def detach(self, call: Call, upto: int, trouble: Trouble | None, at: int) -> None:
+        """The way back."""
+        self._chain(("node unpublish", "unstage", "unpublish", "delete")[:upto], call, trouble, at)
+
+    @rule(call=calls("expand"), trouble=_MORE, at=st.integers(0, 1))
+    def grow(self, call: Call, trouble: Trouble | None, at: int) -> None:
+        """Growth on both sides."""
+        self._chain(("expand", "node expand"), call, trouble, at)
+
+    @rule(event=events(*KINDS), trouble=_troubles("", "", "kill", "tgtd", "command", "meanwhile"))
+    def event(self, event: Event, trouble: Trouble | None) -> None:
+        """Something happens beside the requests."""
+        self._disturbed(trouble, event, lambda sure: self.events.happen(event, sure=sure))
+
+    @rule(call=calls("write"))
+    def write(self, call: Call) -> None:
+        """An application writes where its volume is published, and reads what is there."""
+        known, node = self.orchestrator.volumes[call.volume], self.world.nodes[call.node]
+        path = self.orchestrator.target_path(call)
+        as_block = known.shown.get((call.node, path))
+        published = known.published.get(call.node)
+        if as_block is None or as_block != node.is_block(path):
+            return
+        if as_block and (published is None or "block" not in published.way):
+            return  # nobody told the SNODE that it would be used as a raw device
+        record = known.next_record()
+        if node.write(path, record):
+            assert published is not None and not published.readonly, "a node wrote that may only read, or nothing"
+            known.acknowledged.append(record)
+        seen = node.read(path)
+        assert seen is None or set(known.acknowledged) <= set(seen)
+
+    @rule(volume=_VOLUMES, node=_NODES)
+    def usable(self, volume: int, node: int) -> None:
+        """From any state there is a way back to a volume that works."""
+        self.checks.usable(self.orchestrator.volumes[volume], node)
+
+    @invariant()
+    def always(self) -> None:
+        """What must hold between any two steps."""
+        self.checks.always()
+
+    def teardown(self) -> None:
+        """Nothing is left in the end."""
+        try:
+            self.checks.end()
+        finally:
+            self.world.close()
+
+    # -- parts ---------------------------------------------------------------------------------------------------
+
+    def _chain(self, kinds: tuple[str, ...], call: Call, trouble: Trouble | None, at: int) -> None:
+        for index, kind in enumerate(kinds):
+            step = Call(kind, call.volume, call.node, call.way, call.size, call.place, call.readonly)
+            self._do(step, trouble if index == at else None)
+            if index == at and trouble is not None:
+                self._do(step, None)
+
+    def _do(self, call: Call, trouble: Trouble | None) -> None:
+        def act(sure: bool) -> None:
+            self.orchestrator.do(call, sure=sure)
+
+        self._disturbed(trouble, call, act)
+
+    def _disturbed(self, trouble: Trouble | None, what: Call | Event, act: Callable[[bool], None]) -> None:
+        if trouble is None:
+            act(True)
+            return
+        on_node = what.kind in _NODE or what.kind == "tend node"
+        node = self.world.nodes[what.node]
+        steps = node.steps if on_node else self.world.steps
+        joins: list[Callable[[], None]] = []
+        self.orchestrator.refused_by_hand = trouble.how == "refuse" or trouble.kind == "command"
+        if trouble.kind == "kill":
+            steps.arm(trouble.step, crash)
+        elif trouble.kind == "tgtd":
+            self.world.tgtd.fail("*", nth=trouble.step, after=trouble.after, how=trouble.how)
+        elif trouble.kind == "command":
+            node.runner.fail(nth=trouble.step, after=trouble.after)
+        else:
+            other = trouble.meanwhile
+            assert other is not None
+            steps.arm(trouble.step, lambda _name: joins.append(self.world.patience.beside(lambda: self._other(other))))
+        try:
+            act(False)
+        except Crash:
+            (node if on_node else self.world).start()
+        finally:
+            for join in joins:
+                join()
+            steps.disarm()
+            self.world.tgtd.forgive()
+            node.runner.forgive()
+            self.orchestrator.refused_by_hand = False
+
+    def _other(self, other: Call | Event) -> None:
+        if isinstance(other, Event):
+            self.events.happen(other)
+        else:
+            self.orchestrator.do(other, sure=False)
+
+
+def _play(seed: int) -> None:
+    """Some examples from a seed. A failure is made small, and its seed is told."""
+    machine: Any = hypothesis.seed(seed)(type("Model", (Model,), {}))
+    chosen = settings(
+        max_examples=_EXAMPLES,
+        stateful_step_count=_STEPS,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+        phases=[Phase.generate, Phase.shrink],
+    )
+    try:
+        run_state_machine_as_test(machine, settings=chosen)
+    except BaseException as error:
+        error.add_note(f"Play it again: SNODE_MODEL_SEED={seed} python -m pytest tests/model/test_model.py")
+        raise
+
+
+@pytest.mark.timeout(SECONDS + 900)  # a failure takes its time to be made small
+def test_any_order_of_anything() -> None:
+    if SEED:
+        _play(int(SEED))
+        return
+    end = time.monotonic() + SECONDS
+    played = 0
+    while time.monotonic() < end:
+        _play(secrets.randbelow(1 << 32))
+        played += 1
+    print(f"{played * _EXAMPLES} runs of {_STEPS} steps")

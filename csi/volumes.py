@@ -74,6 +74,7 @@ class Volumes:
         self._publications = publications
         self._locks = locks
         self._max_per_node = max_per_node
+        self._told: list[str] = []
         self._log = get_logger("volumes")
 
     # -- create, delete ------------------------------------------------------------------------------------------
@@ -214,9 +215,11 @@ class Volumes:
     def _admit(self, volume: Volume, node: NodeId, capability: Capability, *, readonly: bool) -> Publication:
         """The publication for this node: the one that stands, or a new one if the others allow it."""
         mode = capability.access_mode
-        for other in self._publications.of(volume.volume_id):
-            if other.node.name == node.name:
-                return policy.same_publication(other, node, capability, readonly=readonly)
+        standing = self._publications.of(volume.volume_id)
+        for own in standing:
+            if own.node.name == node.name:
+                return policy.same_publication(own, node, capability, readonly=readonly)
+        for other in standing:
             theirs = other.capability
             shared = mode.multi_node and theirs.access_mode == mode and theirs.block == capability.block
             if not shared:
@@ -356,17 +359,33 @@ class Volumes:
     # -- background, health --------------------------------------------------------------------------------------
 
     def problems(self, deadline: Deadline) -> list[str]:
-        """What makes this SNODE unable to serve, a sentence each; [] = ready."""
-        found = [f"publication record {name}: {why}" for name, why in self._publications.damaged.items()]
-        found += [
-            f"pool {name}: volumes are published from it, but it is not configured; put it back, or unpublish them"
-            for name in sorted(self._missing_pools())
-        ]
-        for pool in self._pools.values():
-            found += pool.backend.problems(deadline)
-        for export in self._exports():
-            found += export.problems(deadline)
+        """What makes this SNODE unable to serve, a sentence each; [] = ready.
+
+        A pool or a record that is broken beside others that work is told in the log only: the others must go on.
+        """
+        broken = [pool.backend.problems(deadline) for pool in self._pools.values()]
+        found = [problem for export in self._exports() for problem in export.problems(deadline)]
+        pool_problems = [problem for problems in broken for problem in problems]
+        if all(broken):
+            found += pool_problems
+        self._tell(pool_problems + self._record_problems())
         return found
+
+    def _record_problems(self) -> list[str]:
+        return [
+            *(f"publication record {name}: {why}" for name, why in self._publications.damaged.items()),
+            *(
+                f"pool {name}: volumes are published from it, but it is not configured; put it back, or unpublish them"
+                for name in sorted(self._missing_pools())
+            ),
+        ]
+
+    def _tell(self, problems: list[str]) -> None:
+        """Log what is broken, once for each change."""
+        if problems != self._told:
+            for problem in problems:
+                self._log.warning("problem", problem=problem)
+            self._told = problems
 
     def tend(self, deadline: Deadline) -> None:
         """Background work, called again and again: restore exports, see data that nodes wrote, resume wipes."""

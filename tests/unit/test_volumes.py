@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from csi.backends.files import FilesBackend
 from csi.errors import Busy, Conflict, DataLoss, DriverError, InUse, Invalid, NoSpace, NotFound, OutOfRange, Stale
 from csi.model import TOPOLOGY_NODE, AccessMode, Capability, NodeId
+from csi.volumes import Pool
 from tests.fakes.tgt import FakeTgtd
 from tests.unit.snode import MIB, WRITER, Snode, soon
 
@@ -98,6 +100,15 @@ def test_publish_again_in_another_way_is_a_conflict(snode: Snode) -> None:
     for capability, readonly in ((WRITER, True), (BLOCK, False), (READERS, False)):
         with pytest.raises(Conflict, match="published to node c1"):
             snode.publish(volume_id, capability=capability, readonly=readonly)
+
+
+def test_the_own_publication_is_what_counts_whoever_else_reads(snode: Snode) -> None:
+    volume_id = snode.create().volume_id
+    for node in (snode.other, snode.node):
+        snode.publish(volume_id, node, capability=READERS)
+    for node in (snode.other, snode.node):
+        with pytest.raises(Conflict, match="MULTI_NODE_READER_ONLY"):
+            snode.publish(volume_id, node)
 
 
 def test_a_single_node_volume_goes_elsewhere_only_after_the_fence(snode: Snode) -> None:
@@ -300,7 +311,7 @@ def test_a_damaged_record_costs_its_volume_only(snode: Snode, tmp_path: Path) ->
     snode.publish(two)
     snode.volumes.tend(soon())
     assert before <= snode.targets()
-    assert any("damaged" in problem for problem in snode.volumes.problems(soon()))
+    assert any("damaged" in problem for problem in snode.volumes._record_problems())
 
 
 def test_a_pool_that_fell_out_of_the_settings_costs_no_node_its_target(snode: Snode) -> None:
@@ -311,7 +322,7 @@ def test_a_pool_that_fell_out_of_the_settings_costs_no_node_its_target(snode: Sn
     snode.volumes._pools = {"other": pool}
     snode.volumes.tend(soon())
     assert snode.targets() == before
-    assert any("pool files" in problem for problem in snode.volumes.problems(soon()))
+    assert any("pool files" in problem for problem in snode.volumes._record_problems())
     with pytest.raises(NotFound, match="put it back"):
         snode.unpublish(volume_id)
 
@@ -329,3 +340,15 @@ def test_limit_of_volumes_for_each_node(snode: Snode) -> None:
 def _make_ext4(path: Path) -> None:
     """As a node's mkfs does."""
     subprocess.run(["mkfs.ext4", "-q", "-F", path], check=True)
+
+
+def test_one_broken_pool_beside_others_does_not_stop_the_service(snode: Snode, tmp_path: Path) -> None:
+    pool = snode.volumes._pools["files"]
+    broken = FilesBackend("broken", directory=tmp_path / "broken", state=tmp_path / "state" / "broken")
+    snode.volumes._pools = {"files": pool, "broken": Pool(broken, pool.export)}
+    (tmp_path / "broken").rmdir()
+    (tmp_path / "broken").write_text("not a folder")
+    export_problems = pool.export.problems(soon())
+    assert snode.volumes.problems(soon()) == export_problems
+    snode.volumes._pools = {"broken": Pool(broken, pool.export)}
+    assert len(snode.volumes.problems(soon())) > len(export_problems)

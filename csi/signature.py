@@ -1,16 +1,19 @@
-"""A look for signatures (filesystem, RAID, LVM, partition table) on a device or file, without a process.
+"""What stands on a device or file (filesystem, RAID, LVM, partition table), without a process.
 
 libblkid itself, by ctypes: the same code that blkid and wipefs use, but with an answer that tells "nothing there" from
 "can't be read". `blkid` the program says both with one exit code, and live data has been reformatted because of it.
 
-A superblock that is damaged enough is not seen by it (XFS with wrong fields, for one). So "nothing" alone permits
-nothing: what was seen once has to be remembered (`mark_used`).
+The SNODE looks in-process; the CNODE, whose devices may hang, has the same look in a child (csi/fs/look_helper.py). So
+this module imports little: the child's start is a good part of its time.
+
+A superblock that is damaged enough is not seen by it. So "nothing" alone permits nothing: what was seen once has to be
+remembered (`mark_used`).
 """
 
 import ctypes
+import errno
 import os
-from functools import cache
-from pathlib import Path
+import stat
 
 from csi.errors import Unavailable
 
@@ -20,6 +23,7 @@ _SUBLKS_TYPE = 1 << 5
 _SUBLKS_USAGE = 1 << 7
 _SUBLKS_MAGIC = 1 << 9
 _SUBLKS_BADCSUM = 1 << 10  # a damaged superblock is still a sign that somebody's data is here
+_SUBLKS = _SUBLKS_TYPE | _SUBLKS_USAGE | _SUBLKS_MAGIC | _SUBLKS_BADCSUM
 _PARTS_FORCE_GPT = 1 << 1  # a GPT counts without its protective MBR too
 _PARTS_MAGIC = 1 << 3
 
@@ -27,78 +31,114 @@ _FOUND = 0
 _NOTHING = 1
 _AMBIVALENT = -2
 
-#: Bytes at each end, and in the middle, that must be readable before "nothing" is believed.
-_SAMPLE_BYTES = 1 << 20
+#: Magic words of filesystems whose superblock libblkid passes over when its fields make no sense: place and name.
+#: ext4 is not among them: it is seen with damaged fields too, and noise has its two bytes too often.
+_MAGICS = ((0, b"XFSB", "xfs"), (65536 + 64, b"_BHRfS_M", "btrfs"))
+
+#: Bytes at each end that must be readable before "nothing" is believed. That many because libblkid 2.41 takes an
+#: unreadable label of ZFS, which has 256 KiB, for none; where it reads for all else it reports an error.
+END_BYTES = 1 << 20
+#: Bytes to see whether a place answers; of an alignment that O_DIRECT takes.
+BLOCK_BYTES = 4096
+
+_OPEN = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 
 
-def look(path: Path) -> str:
-    """What stands on `path`: "" = surely nothing known; else words such as `ext4` or `partition table gpt`.
+def look(path: os.PathLike[str]) -> str:
+    """What stands on `path`: "" = surely nothing known; else words such as `ext4` or `a partition table (gpt)`.
 
     Raises Unavailable when it can't be read at the start, the middle or the end, or the library gives up: in doubt
-    nobody may format.
+    nobody may format. Reads through the page cache, in this process.
     """
+    fd = _open(path)
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError as error:
-        if error.errno != 40:  # ELOOP: a device name below /dev/VG is a link, made by udev
-            raise Unavailable(f"{path}: can't be opened to look at its content ({error.strerror})") from error
-        fd = _open_link(path)
-    try:
-        _check_readable(fd, path)
-        return _probe(fd, path)
+        size_bytes = os.lseek(fd, 0, os.SEEK_END)
+        if size_bytes <= 0:
+            raise Unavailable(f"{path}: has no size; is the device still there?")
+        for offset, length in places(size_bytes):
+            check_length(path, offset, length, len(_read(fd, path, offset, length)))
+        return probe(fd, path).removeprefix("?")
     finally:
         os.close(fd)
 
 
-def _open_link(path: Path) -> int:
-    target = path.resolve()
-    if not target.is_block_device():
-        raise Unavailable(f"{path}: is a link that does not lead to a block device; nothing is read through it")
+def places(size_bytes: int, *, end_bytes: int = END_BYTES) -> list[tuple[int, int]]:
+    """Offset and length of what has to be readable before a device counts as blank: its start, middle and end."""
+    end = min(end_bytes, size_bytes)
+    middle = size_bytes // 2 // BLOCK_BYTES * BLOCK_BYTES
+    return [(0, end), (middle, min(BLOCK_BYTES, size_bytes - middle)), (size_bytes - end, end)]
+
+
+def check_length(path: os.PathLike[str] | str, offset: int, length: int, done: int) -> None:
+    """Raise Unavailable if a read got less than it should have."""
+    if done != length:
+        raise Unavailable(f"{path}: can't be read at byte {offset + done} (a short read); see the kernel log")
+
+
+def probe(fd: int, path: os.PathLike[str] | str) -> str:
+    """What stands on an open device or file; `path` is for messages.
+
+    "" = neither of two searches found anything, and no read of theirs failed. A filesystem's name when nothing else
+    stands there. "?" and a description for all else: partition table, LVM, RAID, LUKS, swap, several signatures at
+    once, a damaged superblock. Raises Unavailable when that can't be told.
+    """
+    blkid = _library()
+    with_values = blkid.blkid_new_probe()
     try:
-        return os.open(target, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        _set_up(blkid, with_values, fd, path)
+        answer = blkid.blkid_do_safeprobe(with_values)
+        if answer == _FOUND:
+            return _describe(blkid, with_values)
+    finally:
+        blkid.blkid_free_probe(with_values)
+    listed = _list(blkid, fd, path)
+    if answer == _NOTHING:
+        return f"?traces of {', '.join(listed)}" if listed else _by_magic(fd, path)
+    # Version 2.38 answers -2 for several signatures at once, 2.41 answers -1; all else below 0 is an error.
+    if answer == _AMBIVALENT or len(listed) > 1:
+        return f"?signatures that contradict each other ({', '.join(listed) or 'libblkid lists none'})"
+    raise Unavailable(f"{path}: libblkid can't tell what is there (answer {answer}); see the kernel log")
+
+
+def _open(path: os.PathLike[str]) -> int:
+    try:
+        try:
+            return os.open(path, _OPEN | os.O_NOFOLLOW)
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+        # A device name below /dev/VG is a link, made by udev.
+        fd = os.open(path, _OPEN)
+        if not stat.S_ISBLK(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise Unavailable(f"{path}: is a link that does not lead to a block device; nothing is read through it")
+        return fd
     except OSError as error:
         raise Unavailable(f"{path}: can't be opened to look at its content ({error.strerror})") from error
 
 
-def _check_readable(fd: int, path: Path) -> None:
-    size_bytes = os.lseek(fd, 0, os.SEEK_END)
-    if size_bytes <= 0:
-        raise Unavailable(f"{path}: has no size; is the device still there?")
-    sample = min(_SAMPLE_BYTES, size_bytes)
-    for offset in (0, (size_bytes - sample) // 2, size_bytes - sample):
-        try:
-            done = len(os.pread(fd, sample, offset))
-        except OSError as error:
-            raise Unavailable(f"{path}: unreadable at byte {offset} ({error.strerror}); see the kernel log") from error
-        if done != sample:
-            raise Unavailable(f"{path}: ends at byte {offset + done} of {size_bytes}; see the kernel log")
-
-
-def _probe(fd: int, path: Path) -> str:
-    blkid = _library()
+def _list(blkid: ctypes.CDLL, fd: int, path: os.PathLike[str] | str) -> list[str]:
+    """Everything that is there, nothing weighed against another, as wipefs does."""
     probe = blkid.blkid_new_probe()
-    if not probe:
-        raise Unavailable(f"{path}: libblkid is out of memory")
+    found: dict[str, None] = {}
     try:
         _set_up(blkid, probe, fd, path)
-        answer = blkid.blkid_do_safeprobe(probe)
-        if answer == _NOTHING:
-            return ""
-        if answer == _FOUND:
-            return _describe(blkid, probe)
-        if answer == _AMBIVALENT:
-            return "several contradicting signatures"
-        raise Unavailable(f"{path}: libblkid can't tell what is there (answer {answer}); see the kernel log")
+        while (answer := blkid.blkid_do_probe(probe)) == _FOUND:
+            found[_value(blkid, probe, b"TYPE") or f"a partition table ({_value(blkid, probe, b'PTTYPE')})"] = None
+        if answer != _NOTHING:
+            raise Unavailable(f"{path}: can't be read where a signature may be (answer {answer}); see the kernel log")
+        return list(found)
     finally:
         blkid.blkid_free_probe(probe)
 
 
-def _set_up(blkid: ctypes.CDLL, probe: int, fd: int, path: Path) -> None:
-    superblocks = _SUBLKS_TYPE | _SUBLKS_USAGE | _SUBLKS_MAGIC | _SUBLKS_BADCSUM
+def _set_up(blkid: ctypes.CDLL, probe: int | None, fd: int, path: os.PathLike[str] | str) -> None:
+    if not probe:
+        raise Unavailable(f"{path}: libblkid is out of memory")
     steps = (
         blkid.blkid_probe_set_device(probe, fd, 0, 0),
         blkid.blkid_probe_enable_superblocks(probe, 1),
-        blkid.blkid_probe_set_superblocks_flags(probe, superblocks),
+        blkid.blkid_probe_set_superblocks_flags(probe, _SUBLKS),
         blkid.blkid_probe_enable_partitions(probe, 1),
         blkid.blkid_probe_set_partitions_flags(probe, _PARTS_FORCE_GPT | _PARTS_MAGIC),
     )
@@ -107,12 +147,33 @@ def _set_up(blkid: ctypes.CDLL, probe: int, fd: int, path: Path) -> None:
 
 
 def _describe(blkid: ctypes.CDLL, probe: int) -> str:
-    kind = _value(blkid, probe, b"TYPE")
-    table = _value(blkid, probe, b"PTTYPE")
-    words = [kind] if kind else []
+    kind, table = _value(blkid, probe, b"TYPE"), _value(blkid, probe, b"PTTYPE")
+    damaged = _value(blkid, probe, b"SBBADCSUM") == "1"
+    if kind and not table and not damaged and _value(blkid, probe, b"USAGE") == "filesystem":
+        return kind
+    words = [f"{kind} with a damaged superblock" if damaged else kind] if kind else []
     if table:
-        words.append(f"partition table {table}")
-    return ", ".join(words) or "an unnamed signature"
+        words.append(f"a partition table ({table})")
+    return "?" + (" and ".join(words) or "a signature without a name")
+
+
+def _by_magic(fd: int, path: os.PathLike[str] | str) -> str:
+    for offset, magic, name in _MAGICS:
+        if _read(fd, path, offset, len(magic)) == magic:
+            return f"?{name} with a damaged superblock"
+    return ""
+
+
+def _read(fd: int, path: os.PathLike[str] | str, offset: int, length: int) -> bytes:
+    try:
+        return os.pread(fd, length, offset)
+    except OSError as error:
+        raise unreadable(path, offset, error) from error
+
+
+def unreadable(path: os.PathLike[str] | str, offset: int, error: OSError) -> Unavailable:
+    """The error for a read that failed."""
+    return Unavailable(f"{path}: can't be read at byte {offset} ({error.strerror}); see the kernel log")
 
 
 def _value(blkid: ctypes.CDLL, probe: int, name: bytes) -> str:
@@ -122,10 +183,9 @@ def _value(blkid: ctypes.CDLL, probe: int, name: bytes) -> str:
     return data.value.decode(errors="replace")
 
 
-@cache
 def _library() -> ctypes.CDLL:
     try:
-        blkid = ctypes.CDLL(_LIBRARY)
+        blkid = ctypes.CDLL(_LIBRARY)  # loaded once, by the loader's own count
     except OSError as error:
         raise Unavailable(f"{_LIBRARY}: not found; install the package libblkid1 (util-linux)") from error
     number, pointer = ctypes.c_int, ctypes.c_void_p
@@ -137,6 +197,7 @@ def _library() -> ctypes.CDLL:
     for name in ("enable_superblocks", "set_superblocks_flags", "enable_partitions", "set_partitions_flags"):
         function = getattr(blkid, f"blkid_probe_{name}")
         function.argtypes = [pointer, number]
-    blkid.blkid_do_safeprobe.argtypes = [pointer]
+    for name in ("do_probe", "do_safeprobe"):
+        getattr(blkid, f"blkid_{name}").argtypes = [pointer]
     blkid.blkid_probe_lookup_value.argtypes = [pointer, ctypes.c_char_p, ctypes.POINTER(ctypes.c_char_p), pointer]
     return blkid

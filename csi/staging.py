@@ -22,7 +22,7 @@ from csi.fs.paths import check_target
 from csi.fs.usage import Usage, block_size, filesystem_usage
 from csi.locks import VolumeLocks
 from csi.log import get_logger
-from csi.model import TOPOLOGY_NODE, AccessMode, Attachment, Capability, Chap, Device, NodeId
+from csi.model import TOPOLOGY_NODE, VOLUME_ID, AccessMode, Attachment, Capability, Chap, Device, NodeId
 from csi.records import RecordStore
 from csi.sealing import NodeKey
 
@@ -96,8 +96,9 @@ class Staging:
             readonly = attachment.readonly or _reads_only(capability)
             if layers:
                 _check_staged(volume_id, layers[-1], capability, readonly=readonly)
+                fs_type, may_be_small = layers[-1].fs_type, True
             else:
-                fs_type = self._see_filesystem(attachment, device, capability, deadline)
+                fs_type, may_be_small = self._see_filesystem(attachment, device, capability, deadline)
                 self._mounts.ensure_directory(staging_path)
                 self._mounts.mount(
                     device.path,
@@ -107,9 +108,8 @@ class Staging:
                     readonly=readonly,
                     deadline=deadline,
                 )
-            if not readonly:
+            if may_be_small and not readonly:
                 # A crash between the growth of the device and that of its filesystem is made good here.
-                fs_type = self._mounts.at(staging_path)[-1].fs_type
                 self._grow(device, fs_type, staging_path, deadline)
 
     def unstage(self, volume_id: str, *, staging_path: Path, deadline: Deadline) -> None:
@@ -140,24 +140,28 @@ class Staging:
 
     def _see_filesystem(
         self, attachment: Attachment, device: Device, capability: Capability, deadline: Deadline
-    ) -> str:
-        """The filesystem on the device, made if it is new and that is permitted; checked unless it is in use."""
+    ) -> tuple[str, bool]:
+        """The filesystem on the device, made if it is new and that is permitted; checked unless it is in use.
+
+        Also whether it may be smaller than the device.
+        """
         wanted = capability.fs_type or DEFAULT_FS
-        found = self._filesystems.probe(device.path, deadline)
+        look = self._filesystems.look(device.path, deadline)
+        found = look.signature
         where = f"volume {attachment.volume_id} on {device.path}"
         if found.startswith("?"):
             raise DataLoss(f"{where}: holds {found[1:]}, not a filesystem of this driver; nothing was changed")
         if not found:
             self._check_permission(attachment, where)
-            self._filesystems.make(device.path, fs_type=wanted, deadline=deadline)
+            self._filesystems.make(look, fs_type=wanted, deadline=deadline)
             self._formatted.add(attachment.generation)
-            found = wanted
-        elif capability.fs_type and found != wanted:
+            return wanted, False
+        if capability.fs_type and found != wanted:
             raise Conflict(f"{where}: has a {found} filesystem, {wanted} was asked for; use fs_type {found}")
         if not self._mounts_of(device) and not attachment.readonly:
             self._filesystems.check(device.path, fs_type=found, deadline=deadline)
-            self._filesystems.grow_before_mount(device.path, fs_type=found, deadline=deadline)
-        return found
+            self._filesystems.grow_before_mount(look, deadline)
+        return found, not look.fills_device
 
     def _check_permission(self, attachment: Attachment, where: str) -> None:
         formatted = attachment.generation in self._formatted
@@ -246,7 +250,7 @@ class Staging:
         for path in self._paths(volume_id, "target_paths"):
             if path != target_path and self._mounts.at(path):
                 raise InUse(
-                    f"volume {volume_id}: SINGLE_NODE_SINGLE_WRITER, and published at {path} already; unpublish it there"
+                    f"volume {volume_id}: SINGLE_NODE_SINGLE_WRITER, and at {path} already; unpublish it there first"
                 )
 
     # -- stats, grow, info ---------------------------------------------------------------------------------------
@@ -356,11 +360,24 @@ class Staging:
         device = self._find(volume_id)
         for layer in self._mounts.at(path):
             ours = device is not None and (_shows(layer, device) or _is_node_of(path, device))
-            if not ours and (layer.fs_type == "devtmpfs" or not _is_alive(layer)):
+            gone = not self._shows_another(volume_id, path) if layer.fs_type == "devtmpfs" else not _is_alive(layer)
+            if not ours and gone:
                 ours = True  # what it showed is gone: the rest of an attachment that died
             if not ours:
                 raise InUse(f"{path}: {layer.source} is mounted there, not volume {volume_id}; nothing was unmounted")
         self._mounts.unmount_all(path, deadline)
+
+    def _shows_another(self, volume_id: str, path: Path) -> bool:
+        """Whether a device node at a path is the living disk of another volume that was published there.
+
+        By the records too: the number of a disk that is gone may be that of another one by now.
+        """
+        for other in self._records.names():
+            if VOLUME_ID.fullmatch(other) and other != volume_id and path in self._paths(other, "target_paths"):
+                device = self._find(other)
+                if device is not None and _is_node_of(path, device):
+                    return True
+        return False
 
     def _grow(self, device: Device, fs_type: str, mount_point: Path, deadline: Deadline) -> None:
         self._filesystems.grow(device.path, fs_type=fs_type, mount_point=mount_point, deadline=deadline)

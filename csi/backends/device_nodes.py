@@ -1,7 +1,6 @@
 """Device nodes of logical volumes, looked at through stat and sysfs: no process, and no open that could hang."""
 
 import os
-import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +8,6 @@ from pathlib import Path
 from csi.errors import Unavailable
 
 _SECTOR_BYTES = 512
-# What LVM appends to the name of a volume for its parts. In alphabetical order a part stands before those below it.
-_PARTS = r"-tpool|_tdata|_tmeta|(_tdata|_tmeta)?_(rimage|rmeta)_[0-9]+"
 
 
 @dataclass(frozen=True)
@@ -45,17 +42,6 @@ class DeviceNodes:
             raise Unavailable(f"{path}: can't be looked at ({error.strerror})") from error
         return self._node(path, facts)
 
-    def parts(self, vg: str, name: str, *, vg_uuid: str) -> list[str]:
-        """The device-mapper names of what a RAID volume or thin pool consists of, those on top first."""
-        prefix = re.escape(f"{_doubled(vg)}-{_doubled(name)}")
-        part = re.compile(rf"{prefix}({_PARTS})")
-        found = []
-        for folder in (self._sys / "block").glob("dm-*/dm"):
-            dm_name = _read(folder / "name")
-            if part.fullmatch(dm_name) and _read(folder / "uuid").startswith(f"LVM-{vg_uuid}"):
-                found.append(dm_name)
-        return sorted(found)
-
     def _node(self, path: Path, facts: os.stat_result) -> Node | None:
         if not stat.S_ISBLK(facts.st_mode):
             raise Unavailable(f"{path}: is not a block device; remove it and repeat")
@@ -69,11 +55,6 @@ class DeviceNodes:
             dm_uuid=_read(folder / "dm" / "uuid"),
             suspended=_read(folder / "dm" / "suspended") == "1",
         )
-
-
-def _doubled(name: str) -> str:
-    """How device-mapper writes a name that LVM joins with hyphens."""
-    return name.replace("-", "--")
 
 
 def _read(path: Path) -> str:

@@ -13,13 +13,13 @@ from pathlib import Path
 
 from csi.backends.figures import figure
 from csi.backends.images import ImageDirectory
-from csi.backends.signature import look
 from csi.deadline import Deadline
 from csi.errors import Busy, DataLoss, DriverError, NoSpace, NotFound, Unavailable
 from csi.locks import ResourceLock
 from csi.log import get_logger
 from csi.model import MIB, VOLUME_ID, Capacity, Volume
 from csi.run import Boundary, no_boundary
+from csi.signature import look
 
 _UNIT_BYTES = MIB
 

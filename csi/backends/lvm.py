@@ -21,7 +21,6 @@ from csi.backends.lvm_marks import Marks
 from csi.backends.lvm_report import Report
 from csi.backends.lvm_space import Space
 from csi.backends.lvm_view import View, is_of_pool
-from csi.backends.signature import look
 from csi.backends.wipe import zero_ends
 from csi.deadline import Deadline, wait_until
 from csi.errors import Busy, CommandFailed, DataLoss, DriverError, InUse, NoSpace, Timeout
@@ -29,6 +28,7 @@ from csi.log import get_logger
 from csi.model import VOLUME_ID, Capacity, Volume
 from csi.records import RecordStore
 from csi.run import Boundary, Runner, no_boundary
+from csi.signature import look
 
 #: Ages in seconds up to which a cached report will do.
 _AGE_FOR_CHECKS = 10.0
@@ -69,7 +69,6 @@ class LvmBackend:
         self._view = View(pool, space=space, nodes=self._nodes, marks=self._marks)
         notes = RecordStore(state / "wipes", boundary=boundary)
         self._trash = lvm_trash.Trash(self._group, mine=mine, notes=notes, seconds=wipe_seconds)
-        self._boundary = boundary
         self._warned: set[str] = set()
         self._log = get_logger("lvm")
 
@@ -97,7 +96,7 @@ class LvmBackend:
         with self._group.lock.hold(deadline):
             report = self._group.report(deadline, max_age=_AGE_FOR_CHECKS)
             if volume_id in report.lvs and self._marks.is_incomplete(report.lvs[volume_id]):
-                report = self._group.remove(report.lvs[volume_id], deadline)
+                report = self._group.remove(report, report.lvs[volume_id], deadline)
             if volume_id in report.lvs:
                 existing = self._view.get(report, volume_id)
                 if existing.size_bytes == size_bytes and dict(existing.parameters) == dict(parameters):
@@ -139,7 +138,7 @@ class LvmBackend:
                 if self._space.wipes:
                     self._group.rename(lv, lvm_trash.new_name(), deadline)
                 else:
-                    self._group.remove(lv, deadline)
+                    self._group.remove(report, lv, deadline)
             self._marks.forget(name)
 
     def _await_closed(self, name: str, deadline: Deadline) -> None:

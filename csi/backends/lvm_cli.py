@@ -12,7 +12,6 @@ from pathlib import Path
 from csi.backends.lvm_report import SECTIONS, Report, parse, parse_rows
 from csi.deadline import Deadline
 from csi.errors import CommandFailed, DriverError, InUse, Invalid, NoSpace, Unavailable
-from csi.log import get_logger
 from csi.records import RecordStore
 from csi.run import Result, Runner, failed
 
@@ -29,6 +28,8 @@ _NO_SPACE = re.compile(
     r"[Ii]nsufficient (free space|suitable|number of devices)|Not enough (PVs|space)|must not exceed number of physical"
     r"|exceeds maximum metadata size|too large for circular buffer"
 )
+# What LVM appends to the name of a volume for its parts. In alphabetical order a part stands before those below it.
+_PARTS = r"-tpool|_tdata|_tmeta|(_tdata|_tmeta)?_(rimage|rmeta)_[0-9]+"
 _IN_USE = re.compile(r"in use\.")
 _READ_SECONDS = 60.0
 _CHANGE_SECONDS = 300.0
@@ -54,7 +55,7 @@ class Lvm:
         udev: where it does not exist (a container), LVM makes the device nodes itself instead of waiting for udev.
         Raises Invalid for a name or path that LVM would misread.
         """
-        if not _VG_NAME.fullmatch(vg):
+        if not _VG_NAME.fullmatch(vg) or vg in (".", ".."):
             raise Invalid(f"vg {vg!r}: not a name of a volume group (letters, digits and _.+-, at most 40)")
         for device in devices:
             if not _DEVICE.fullmatch(str(device)):
@@ -65,7 +66,6 @@ class Lvm:
         self._given = tuple(str(device) for device in devices)
         self._devices = self._given
         self._udev = udev
-        self._log = get_logger("lvm")
 
     # -- look ----------------------------------------------------------------------------------------------------
 
@@ -126,6 +126,19 @@ class Lvm:
         if not usable:
             raise Unavailable(f"volume group {self.vg}: none of its disks is there ({', '.join(names)})")
         return tuple(sorted(usable))
+
+    def parts(self, report: Report, names: Sequence[str], deadline: Deadline) -> list[str]:
+        """The kernel's devices of what RAID volumes or thin pools of these names consist of, those on top first.
+
+        Asked of device-mapper itself: a device that never got a table, as a killed command leaves it, is not in sysfs.
+        """
+        argv = ["dmsetup", "info", "--columns", "--noheadings", "--separator=:", "--options=name,uuid"]
+        result = self._runner.run(argv, deadline=deadline, read_only=True, timeout=_READ_SECONDS)
+        stems = "|".join(re.escape(f"{_doubled(self.vg)}-{_doubled(name)}") for name in names)
+        part = re.compile(rf"({stems})({_PARTS}):LVM-{report.vg_uuid}.*")
+        return sorted(
+            line.strip().partition(":")[0] for line in result.stdout.splitlines() if part.fullmatch(line.strip())
+        )
 
     def _known_uuid(self) -> str:
         fields = self._state.read(_IDENTITY)
@@ -227,6 +240,11 @@ def _words(result: Result) -> str:
 def _check_name(name: str) -> None:
     if not _LV_NAME.fullmatch(name):
         raise ValueError(f"not a name of a logical volume: {name!r}")
+
+
+def _doubled(name: str) -> str:
+    """How device-mapper writes a name that LVM joins with hyphens."""
+    return name.replace("-", "--")
 
 
 def _escape(device: str) -> str:

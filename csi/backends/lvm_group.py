@@ -118,10 +118,10 @@ class Group:
             deadline=deadline,
         )
 
-    def remove(self, lv: Lv, deadline: Deadline) -> Report:
+    def remove(self, report: Report, lv: Lv, deadline: Deadline) -> Report:
         """Remove a volume. Raises InUse while something has it open."""
         return self._change(
-            lambda: self.lvm.remove(lv.name, deadline),
+            lambda: self._repairing(report, lv, lambda: self.lvm.remove(lv.name, deadline), deadline),
             seen=lambda before: before.without_lv(lv.name) if self._is_gone(lv.name) else None,
             done=lambda after: lv.name not in after.lvs,
             deadline=deadline,
@@ -138,7 +138,7 @@ class Group:
 
     def activate(self, report: Report, name: str, deadline: Deadline) -> Report:
         """Activate a volume, or a thin pool, and read the group anew."""
-        self._activate(report, report.lvs[name], deadline)
+        self._repairing(report, report.lvs[name], lambda: self.lvm.activate(name, deadline), deadline)
         return self.reread(deadline)
 
     def _change(
@@ -204,7 +204,7 @@ class Group:
             return node
         found = self._nodes.look(self.vg, lv.name)
         if found is None or found.size_bytes == 0:
-            self._activate(report, lv, deadline)
+            self._repairing(report, lv, lambda: self.lvm.activate(lv.name, deadline), deadline)
             self._await_node(lv.name, deadline)
         elif found.suspended or found.size_bytes != lv.size_bytes:
             self.lvm.refresh(lv.name, deadline)
@@ -222,19 +222,28 @@ class Group:
             f"{found or 'none'}); see `lvs -a {self.vg}`"
         )
 
-    def _activate(self, report: Report, lv: Lv, deadline: Deadline) -> None:
+    def _repairing(self, report: Report, lv: Lv, act: Callable[[], None], deadline: Deadline) -> None:
+        """Do `act`; if it fails, remove what a killed activation left of the volume's parts, and do it again.
+
+        LVM itself refuses such a volume or thin pool for ever ("prohibited while … is active"). Nobody can be using
+        these parts: the kernel refuses to remove a used one.
+        """
         try:
-            self.lvm.activate(lv.name, deadline)
+            act()
         except CommandFailed:
-            # A killed activation of a RAID volume or thin pool leaves devices of its parts, and LVM then refuses every
-            # further one ("prohibited while … is active"). Nobody uses them: the kernel refuses to remove a used one.
             names = [lv.name, *([lv.pool_lv] if lv.pool_lv else [])]
-            parts = [part for name in names for part in self._nodes.parts(self.vg, name, vg_uuid=report.vg_uuid)]
-            if not parts:
+            parts = self.lvm.parts(report, names, deadline)
+            if not parts or not self._removed(parts, deadline):
                 raise
+            act()
+
+    def _removed(self, parts: Sequence[str], deadline: Deadline) -> bool:
+        try:
             for part in parts:
                 self.lvm.remove_part(part, deadline)
-            self.lvm.activate(lv.name, deadline)
+        except CommandFailed:
+            return False  # in use, so it was something else
+        return True
 
     def _await_node(self, name: str, deadline: Deadline) -> None:
         def look() -> bool:

@@ -68,7 +68,7 @@ class Marks:
             lv = report.lvs.get(volume_id)
             if lv is not None and self.is_incomplete(lv):
                 if self._backoff.due(volume_id):
-                    self._remove_leftover(lv, deadline)
+                    self._remove_leftover(report, lv, deadline)
             else:
                 self._creating.remove(volume_id)
         for volume_id in self._used.names():
@@ -79,9 +79,9 @@ class Marks:
                 self._write_tag(lv, deadline)
                 return
 
-    def _remove_leftover(self, lv: Lv, deadline: Deadline) -> None:
+    def _remove_leftover(self, report: Report, lv: Lv, deadline: Deadline) -> None:
         try:
-            self._group.remove(lv, deadline)
+            self._group.remove(report, lv, deadline)
             self._creating.remove(lv.name)
             self._backoff.done(lv.name)
             self._log.info("removed what a killed creation left", lv=lv.name)

@@ -72,7 +72,7 @@ class Trash:
                 self._check(path, lv)
             self._notes.write(lv.name, {"uuid": lv.uuid, "zeroed_bytes": offset})
         if offset >= lv.size_bytes:
-            self._remove(lv, deadline)
+            self._remove(report, lv, deadline)
 
     def _noted(self, lv: Lv) -> int:
         note = self._notes.read(lv.name)
@@ -96,9 +96,9 @@ class Trash:
             self._notes.remove(lv.name)  # from the start, at the next try
             raise
 
-    def _remove(self, lv: Lv, deadline: Deadline) -> None:
+    def _remove(self, report: Report, lv: Lv, deadline: Deadline) -> None:
         with self._group.lock.hold(deadline):
-            self._group.remove(lv, deadline)
+            self._group.remove(report, lv, deadline)
         self._backoff.done(lv.name)
         self._notes.remove(lv.name)
         self._log.info("deleted volume wiped, its space is free again", lv=lv.name, size_bytes=lv.size_bytes)

@@ -17,7 +17,7 @@ from csi.exports import tgt_show
 from csi.exports.tgt_client import TgtClient
 from csi.exports.tgt_compare import LUN, differences
 from csi.exports.tgt_show import Target
-from csi.exports.tgt_wire import Code, Refused
+from csi.exports.tgt_wire import Code, Refused, Vanished
 from csi.log import get_logger
 from csi.model import Publication, scsi_id_of
 
@@ -27,7 +27,6 @@ OUR_ACCOUNT = re.compile(r"[nt][0-9a-f]{16}")
 
 # A peer that answers no ping for 30 s is dropped, so that sessions of dead machines do not pile up.
 _NOP = {"nop_interval": "5", "nop_count": "6"}
-_GONE = frozenset({Code.NO_TARGET, Code.NO_LUN, Code.NO_SESSION, Code.NO_CONNECTION, Code.NO_ACL, Code.NO_USER})
 _ACTIVE = frozenset({Code.TARGET_ACTIVE, Code.LUN_ACTIVE})
 
 
@@ -234,11 +233,8 @@ class Targets:
 
 @contextmanager
 def _gone_is_fine() -> Iterator[None]:
-    try:
+    with suppress(Vanished):
         yield
-    except Refused as error:
-        if error.code not in _GONE:
-            raise
 
 
 def _identity(publication: Publication) -> dict[str, str]:

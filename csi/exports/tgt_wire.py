@@ -87,6 +87,14 @@ class Refused(CommandFailed):
         self.code = code
 
 
+class Vanished(Unavailable, Refused):
+    """What the request is about was there a moment ago: tgtd was restarted meanwhile, or somebody removed it."""
+
+
+#: The refusals that mean so.
+GONE = frozenset({Code.NO_TARGET, Code.NO_LUN, Code.NO_SESSION, Code.NO_CONNECTION, Code.NO_ACL, Code.NO_USER})
+
+
 class Wire:
     """Asks the tgtd behind one socket. Thread-safe: it keeps no connection and no state."""
 
@@ -111,7 +119,7 @@ class Wire:
     ) -> str:
         """Send a request and return the text of the reply. what: names it in errors; never holds a secret.
 
-        Raises Refused (with tgtd's number), NoSpace when tgtd is out of memory, Unavailable when it does not answer or
+        Raises Refused (with tgtd's number; Vanished is one), NoSpace when tgtd is out of memory, Unavailable when it does not answer or
         goes away in the middle, Timeout when the deadline comes before the reply. After an Unavailable or a Timeout
         the request may have taken effect: read back.
         """
@@ -139,7 +147,7 @@ class Wire:
             raise NoSpace(f"tgtd has no room to {what}; give it more memory or publish less")
         if code == Code.NO_DRIVER:
             raise Unavailable("tgtd runs without its iscsi driver: is its port taken? See journalctl -u tgt")
-        raise Refused(code, what)
+        raise Vanished(code, what) if code in GONE else Refused(code, what)
 
     def _connect(self, limit: Deadline) -> socket.socket:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)

@@ -2,21 +2,22 @@
 
 The rule: nothing is ever written over something. "Blank" is a conclusion from proofs, never from silence: blkid ends
 with 2 for a blank device and for an unreadable or a missing one alike, and drivers that took that for blank have
-formatted live data.
+formatted live data. So a filesystem is made on a Look that has found nothing, and on nothing else.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from weakref import WeakSet
 
 from csi.deadline import Deadline
-from csi.errors import CommandFailed, DataLoss, DriverError, InUse, OutOfRange, Unavailable
+from csi.errors import DataLoss, DriverError, InUse, OutOfRange, Unavailable
 from csi.fs import grow
 from csi.fs.flags import DEFAULT_FS, FS_TYPES, check_fs_type
+from csi.fs.look import Look, look_at
 from csi.model import MIB
 from csi.run import Result, Runner, failed
 
-__all__ = ["DEFAULT_FS", "FS_TYPES", "MINIMUM_BYTES", "Filesystems", "last_words"]
+__all__ = ["DEFAULT_FS", "FS_TYPES", "MINIMUM_BYTES", "Filesystems", "Look", "last_words"]
 
 #: Smallest device in bytes that a filesystem is made on. ext4: room for a journal of 4 MiB in blocks of 4 KiB; xfs and
 #: btrfs: what their mkfs demands (300 MiB; 109 MiB with two copies of metadata), and for btrfs some room for data.
@@ -34,8 +35,6 @@ _MKFS: Mapping[str, tuple[str, ...]] = {
 }
 _MKFS_SECONDS = 3600.0
 _FSCK_SECONDS = 6 * 3600.0
-_READ_BYTES = 4096
-_READ = ("dd", "of=/dev/null", "iflag=direct", f"bs={_READ_BYTES}", "count=1")
 
 # fsck(8)'s exit code is a sum of these. 1: repaired; 2: repaired, and a mounted root would need a reboot.
 _FSCK_REPAIRED = 1 | 2
@@ -43,60 +42,48 @@ _FSCK_ERRORS_LEFT = 4
 _FSCK_FAILED = 8
 _FSCK_CANCELLED = 32
 
-# The byte of an XFS superblock that is 1 while mkfs runs and 0 once it is done (sb_inprogress of xfs_dsb).
-_XFS_IN_PROGRESS_OFFSET = 126
-
-
-@dataclass(frozen=True)
-class _Look:
-    """signature: as `probe` returns it. unfinished: a mkfs.xfs was killed here, and nothing else stands there."""
-
-    signature: str
-    unfinished: bool = False
-
 
 class Filesystems:
     """The filesystem tools of a node."""
 
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
+        self._looks: WeakSet[Look] = WeakSet()
 
-    def probe(self, device: Path, deadline: Deadline) -> str:
-        """What stands on the device.
+    def look(self, device: Path, deadline: Deadline) -> Look:
+        """Look at a device: what stands there, and its size. Starts one process, which changes nothing.
 
-        "" = surely nothing: the device can be read at its start, middle and end, before and after the search, and
-        neither of two searches found a signature. A filesystem's name as blkid has it. "?" and a description for
-        anything else (partition table, LVM, RAID, LUKS, swap, several signatures at once, a damaged superblock).
-        An XFS whose mkfs was killed counts as nothing: its superblock says so, no kernel mounts it, so no file ever
-        was on it.
-        Raises Unavailable when the device is missing or can't be read.
+        Raises Unavailable when the device is missing or can't be read, or when it can't be told what is there.
         """
-        return self._look(device, deadline).signature
+        look = look_at(self._runner, device, deadline)
+        self._looks.add(look)
+        return look
 
-    def make(self, device: Path, *, fs_type: str, deadline: Deadline) -> None:
+    def make(self, look: Look, *, fs_type: str, deadline: Deadline) -> None:
         """Make a filesystem on a device that has nothing on it; the caller has made sure that it may.
 
-        Raises DataLoss when anything is found there, OutOfRange when the device is too small, Invalid for an unknown
-        fs_type, InUse when something holds the device. Killed midway, it can be repeated.
+        look: what `look` has just returned; it is good for one filesystem. The result is not looked at again: the mount
+        that follows, of exactly this fs_type, proves it.
+        Raises DataLoss when the look or mkfs has found anything, OutOfRange when the device is too small, Invalid for
+        an unknown fs_type, InUse when something holds the device. Killed midway, it can be repeated.
         """
         check_fs_type(fs_type)
-        size_bytes = self._size(device, deadline)
-        if size_bytes < MINIMUM_BYTES[fs_type]:
-            least = MINIMUM_BYTES[fs_type] // MIB
-            raise OutOfRange(f"{device}: {size_bytes} bytes are too few for {fs_type}, which needs {least} MiB")
-        look = self._look(device, deadline)
+        if look not in self._looks:
+            raise RuntimeError(f"{look.device}: a filesystem is made after a look at the device, one for each look")
+        device = look.device
         if look.signature:
             found = look.signature.removeprefix("?")
             raise DataLoss(f"{device}: not formatted, since {found} is on it; if it may go, wipe the device by hand")
+        if look.size_bytes < MINIMUM_BYTES[fs_type]:
+            least = MINIMUM_BYTES[fs_type] // MIB
+            raise OutOfRange(f"{device}: {look.size_bytes} bytes are too few for {fs_type}, which needs {least} MiB")
+        self._looks.discard(look)
         if look.unfinished:
             self._runner.run(["wipefs", "--all", "--types=xfs", "--", str(device)], deadline=deadline)
         argv = [*_MKFS[fs_type], "--", str(device)]
         result = self._runner.run(argv, deadline=deadline, ok=None, timeout=_MKFS_SECONDS)
         if result.returncode != 0:
             raise _mkfs_failed(device, result)
-        made = self.probe(device, deadline)
-        if made != fs_type:
-            raise CommandFailed(f"{device}: {argv[0]} succeeded, but {made or 'nothing'} is found there; see dmesg")
 
     def check(self, device: Path, *, fs_type: str, deadline: Deadline) -> None:
         """Check and repair an unmounted filesystem so far as no data is at stake; call it before a writable mount.
@@ -117,82 +104,15 @@ class Filesystems:
         """Grow a mounted filesystem to its device; see csi.fs.grow.grow."""
         grow.grow(self._runner, device, fs_type=fs_type, mount_point=mount_point, deadline=deadline)
 
-    def grow_before_mount(self, device: Path, *, fs_type: str, deadline: Deadline) -> None:
+    def grow_before_mount(self, look: Look, deadline: Deadline) -> None:
         """Grow an unmounted filesystem where that can't be done mounted; see csi.fs.grow.grow_before_mount."""
-        grow.grow_before_mount(self._runner, device, fs_type=fs_type, deadline=deadline)
-
-    def _look(self, device: Path, deadline: Deadline) -> _Look:
-        size_bytes = self._size(device, deadline)
-        self._prove_readable(device, size_bytes, deadline)
-        argv = ["blkid", "--probe", "--output=export", "--", str(device)]
-        result = self._runner.run(argv, deadline=deadline, read_only=True, ok=frozenset({0, 2, 8}))
-        if result.returncode != 0:
-            signatures = self._every_signature(device, deadline)
-            if len(signatures) == 1:
-                return _Look(f"?{signatures[0]} with a damaged superblock")
-            if result.returncode == 8 or signatures:
-                return _Look(f"?signatures that contradict each other ({', '.join(signatures) or 'wipefs lists none'})")
-            # It may have been dead while blkid looked: only a device that answers afterwards too is blank.
-            self._prove_readable(device, size_bytes, deadline)
-            return _Look("")
-        signature = _signature(result.stdout)
-        if signature == "xfs" and self._xfs_unfinished(device, deadline):
-            return _Look("", unfinished=True)
-        return _Look(signature)
-
-    def _size(self, device: Path, deadline: Deadline) -> int:
-        size_bytes = grow.device_size(self._runner, device, deadline)
-        if size_bytes < _READ_BYTES:
-            raise Unavailable(f"{device}: has a size of {size_bytes} bytes; it is not attached any more, or not yet")
-        return size_bytes
-
-    def _prove_readable(self, device: Path, size_bytes: int, deadline: Deadline) -> None:
-        """Read at start, middle and end past the page cache, which answers for a dead device too.
-
-        By a process of its own: a read of a device that hangs would hold this one (and keep it from ending) as long.
-        """
-        last = size_bytes // _READ_BYTES - 1
-        for block in sorted({0, last // 2, last}):
-            argv = [*_READ, f"if={device}", f"skip={block}"]
-            result = self._runner.run(argv, deadline=deadline, read_only=True, ok=None)
-            if result.returncode != 0 or "1+0 records in" not in result.stderr:
-                raise Unavailable(
-                    f"{device}: can't be read at byte {block * _READ_BYTES} ({last_words(result)}); "
-                    "see the connection to the SNODE and dmesg, then repeat"
-                )
-
-    def _every_signature(self, device: Path, deadline: Deadline) -> list[str]:
-        """What wipefs lists, superblocks with wrong checksums too, nothing weighed against another; only looks.
-
-        blkid of util-linux 2.41 (Debian 13) ends with 2 where there are several filesystems, as if there were none,
-        where earlier ones end with 8; and mkfs, by the same library, then formats.
-        """
-        argv = ["wipefs", "--noheadings", "--output=TYPE", "--", str(device)]
-        result = self._runner.run(argv, deadline=deadline, read_only=True, ok=None)
-        if result.returncode != 0:
-            raise Unavailable(f"{device}: can't be searched for signatures ({last_words(result)}); repeat")
-        return sorted(set(result.stdout.split()))
-
-    def _xfs_unfinished(self, device: Path, deadline: Deadline) -> bool:
-        argv = ["dd", f"if={device}", "bs=1", "count=1", f"skip={_XFS_IN_PROGRESS_OFFSET}", "status=none"]
-        return self._runner.run(argv, deadline=deadline, read_only=True).stdout == "\x01"
+        grow.grow_before_mount(self._runner, look, deadline=deadline)
 
 
 def last_words(result: Result) -> str:
     """The end of what a command said, on one line, for a message."""
     said = " ".join((result.stderr.strip() or result.stdout.strip()).split())
     return said[-400:] or f"exit code {result.returncode}"
-
-
-def _signature(export: str) -> str:
-    facts = dict(line.split("=", 1) for line in export.splitlines() if "=" in line)
-    kind, table = facts.get("TYPE", ""), facts.get("PTTYPE", "")
-    if kind and not table and facts.get("USAGE") == "filesystem":
-        return kind
-    names = [kind] if kind else []
-    if table:
-        names.append(f"a partition table ({table})")
-    return "?" + (" with ".join(names) or "a signature that blkid does not name")
 
 
 def _mkfs_failed(device: Path, result: Result) -> DriverError:

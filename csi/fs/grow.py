@@ -6,6 +6,7 @@ from pathlib import Path
 from csi.deadline import Deadline
 from csi.errors import DataLoss, DriverError, Unavailable
 from csi.fs.flags import check_fs_type
+from csi.fs.look import Look
 from csi.run import Result, Runner, failed
 
 _GROW_SECONDS = 3600.0
@@ -17,8 +18,8 @@ _STATUS = Path("/proc/self/status")
 def grow(runner: Runner, device: Path, *, fs_type: str, mount_point: Path, deadline: Deadline) -> None:
     """Grow a filesystem that is mounted, writable, at `mount_point`, to the size of `device`.
 
-    There is no cheaper way to learn whether it is needed than to call the tool, so it is simply called, also after
-    each stage: a crash between the growth of the device and this is then made good.
+    Of a mounted filesystem there is no cheaper way to learn whether it is needed than to call the tool. Before the
+    mount a look tells it (Look.fills_device).
     Raises DataLoss when the filesystem needs a repair first, Unavailable when the kernel refuses for another reason.
     """
     check_fs_type(fs_type)
@@ -32,51 +33,28 @@ def grow(runner: Runner, device: Path, *, fs_type: str, mount_point: Path, deadl
         raise _failed(device, fs_type, mount_point, result)
 
 
-def grow_before_mount(runner: Runner, device: Path, *, fs_type: str, deadline: Deadline) -> None:
+def grow_before_mount(runner: Runner, look: Look, *, deadline: Deadline) -> None:
     """Grow an unmounted ext4 to its device if this process may not do so once it is mounted; else do nothing.
 
     The kernel lets only CAP_SYS_RESOURCE grow a mounted ext4, and containers and sandboxes are often without it. An
     unmounted one needs no capability, but a full check first, so this way is taken only where the other is closed.
     Raises DataLoss when the check finds errors that it can't repair.
     """
-    check_fs_type(fs_type)
-    if fs_type != "ext4" or may_grow_mounted_ext4():
+    if look.signature != "ext4" or look.fills_device or may_grow_mounted_ext4():
         return
-    have_bytes, block_bytes = _ext4_size(runner, device, deadline)
-    if have_bytes + block_bytes > device_size(runner, device, deadline):
-        return
-    check = runner.run(["e2fsck", "-f", "-p", "--", str(device)], deadline=deadline, ok=None, timeout=_FSCK_SECONDS)
+    device = str(look.device)
+    check = runner.run(["e2fsck", "-f", "-p", "--", device], deadline=deadline, ok=None, timeout=_FSCK_SECONDS)
     if check.returncode & ~3:  # 1 and 2: repaired
-        raise _needs_repair(device, check)
-    result = runner.run(["resize2fs", "--", str(device)], deadline=deadline, ok=None, timeout=_GROW_SECONDS)
+        raise _needs_repair(look.device, check)
+    result = runner.run(["resize2fs", "--", device], deadline=deadline, ok=None, timeout=_GROW_SECONDS)
     if result.returncode != 0:
-        raise _needs_repair(device, result)
+        raise _needs_repair(look.device, result)
 
 
 def may_grow_mounted_ext4() -> bool:
     """True if this process has CAP_SYS_RESOURCE."""
     found = re.search(r"^CapEff:\s*([0-9a-f]+)$", _STATUS.read_text(encoding="ascii"), re.MULTILINE)
     return found is not None and bool(int(found[1], 16) >> _CAP_SYS_RESOURCE & 1)
-
-
-def device_size(runner: Runner, device: Path, deadline: Deadline) -> int:
-    """Size of a block device in bytes, learned by opening it; Unavailable when that can't be done."""
-    argv = ["blockdev", "--getsize64", str(device)]
-    result = runner.run(argv, deadline=deadline, read_only=True, ok=None)
-    if result.returncode != 0 or not result.stdout.strip().isdigit():
-        said = " ".join(result.stderr.split())[-300:]
-        raise Unavailable(f"{device}: can't be opened ({said}); is it still attached? Repeat when it is")
-    return int(result.stdout)
-
-
-def _ext4_size(runner: Runner, device: Path, deadline: Deadline) -> tuple[int, int]:
-    """Size of an ext4 in bytes, and of one block of it."""
-    result = runner.run(["dumpe2fs", "-h", "--", str(device)], deadline=deadline, read_only=True, ok=None)
-    facts = dict(re.findall(r"^(Block count|Block size):\s+(\d+)$", result.stdout, re.MULTILINE))
-    if len(facts) != 2:
-        raise _needs_repair(device, result)
-    block_bytes = int(facts["Block size"])
-    return int(facts["Block count"]) * block_bytes, block_bytes
 
 
 def _failed(device: Path, fs_type: str, mount_point: Path, result: Result) -> DriverError:

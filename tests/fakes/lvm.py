@@ -306,6 +306,8 @@ class FakeLvm:
             return 5, "", lv
         if lv.is_open:
             return 5, "", f"  Logical volume {self.vg}/{lv.name} in use.\n"
+        if lv.kind == "thin" and self.lvs[lv.pool].legs:
+            return 5, "", f"  Activation of {lv.pool} is prohibited while {lv.pool}_tdata is active.\n"
         if lv.kind != "thin" and self.device(lv.name).read_bytes().strip(b"\0"):
             self.dirty.append(lv.name)
         del self.lvs[lv.name]
@@ -323,7 +325,7 @@ class FakeLvm:
             self.activate(lv.name)
         else:
             assert options["activate"] == ["y"] and "ignoreactivationskip" in options
-            if lv.legs:
+            if lv.legs or (lv.pool and self.lvs[lv.pool].legs):
                 return 5, "", f"  Activation of {lv.name} is prohibited while {lv.name}_rimage_0 is active.\n"
             if lv.half_made:
                 return 5, "", f"  Refusing activation of RAID LV {self.vg}/{lv.name} with visible SubLVs.\n"
@@ -331,6 +333,11 @@ class FakeLvm:
         return 0, "", ""
 
     def _dmsetup(self, rest: list[str]) -> Reply:
+        if rest[0] == "info":
+            assert rest[1:] == ["--columns", "--noheadings", "--separator=:", "--options=name,uuid"]
+            uuid = "LVM-" + self.vg_uuid.replace("-", "")
+            lines = [f"{leg}:{uuid}{'x' * 32}" for lv in self.lvs.values() for leg in lv.legs]
+            return 0, "\n".join(["other-device:CRYPT-1", *lines]) + "\n", ""
         assert rest[:2] == ["remove", "--"] and len(rest) == 3
         for lv in self.lvs.values():
             if rest[2] in lv.legs:
@@ -362,10 +369,6 @@ class FakeNodes(DeviceNodes):
         extents = lv.extents if lv.table_extents is None else lv.table_extents
         uuid = self.wrong.get(name, f"LVM-{self._lvm.vg_uuid}{lv.uuid}".replace("-", "").replace("LVM", "LVM-", 1))
         return Node(self.path(vg, name), extents * self._lvm.extent, uuid, lv.suspended)
-
-    def parts(self, vg: str, name: str, *, vg_uuid: str) -> list[str]:
-        """See DeviceNodes.parts."""
-        return list(self._lvm.lvs[name].legs)
 
 
 def _parse(program: str, arguments: list[str]) -> tuple[dict[str, list[str]], list[str]]:

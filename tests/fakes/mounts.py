@@ -1,4 +1,4 @@
-"""mount, the unmount helper, mkfs, blkid and their kin on a mount table of their own: no kernel, no processes.
+"""mount, the helpers that look and unmount, mkfs and their kin on a mount table of their own: no kernel, no processes.
 
 Disks are told by a function (or registered with `add_disk`), so that the fake of a connector can say which devices
 exist. What is on a disk is kept by the disk's key, not its path: a volume that is attached again elsewhere still has
@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from csi.fs.flags import FS_TYPES
 from tests.fakes.runner import Program, Reply
 
 _OK: Reply = (0, "", "")
@@ -44,7 +45,7 @@ class FakeDisk:
 class Contents:
     """What is on a disk, by its key."""
 
-    signature: str = ""  # as blkid's TYPE; "" = blank
+    signature: str = ""  # as csi.signature.probe says it
     fs_bytes: int = 0
     fsck_code: int = 0  # what e2fsck -p will end with
 
@@ -85,13 +86,8 @@ class FakeMounts:
         """For FakeRunner."""
         named: dict[str, Program] = {
             "mount": self._mount,
-            Path(sys.executable).name: self._unmount,
-            "blkid": self._blkid,
-            "wipefs": self._wipefs,
-            "blockdev": self._blockdev,
-            "dd": self._dd,
+            Path(sys.executable).name: self._python,
             "e2fsck": self._e2fsck,
-            "dumpe2fs": self._dumpe2fs,
             "resize2fs": self._resize2fs,
             "xfs_growfs": self._xfs_growfs,
             "btrfs": self._btrfs,
@@ -176,8 +172,11 @@ class FakeMounts:
         self._write()
         return _OK
 
+    def _python(self, argv: Sequence[str], input: str | None) -> Reply:
+        assert list(argv[1:3]) == ["-I", "-S"] and len(argv) == 5, argv
+        return {"unmount_helper.py": self._unmount, "look_helper.py": self._look}[Path(argv[3]).name](argv, input)
+
     def _unmount(self, argv: Sequence[str], _input: str | None) -> Reply:
-        assert list(argv[1:3]) == ["-I", "-S"] and argv[3].endswith("unmount_helper.py") and len(argv) == 5, argv
         folder, name = argv[4].rsplit("/", 1)
         path = _descriptor(folder) / name
         top = self._holder(path)
@@ -204,42 +203,23 @@ class FakeMounts:
         contents.signature, contents.fs_bytes = argv[0].removeprefix("mkfs."), disk.size_bytes
         return _OK
 
-    def _blkid(self, argv: Sequence[str], _input: str | None) -> Reply:
-        assert list(argv[1:-1]) == ["--probe", "--output=export", "--"], argv
-        disk = self._find_disk(Path(argv[-1]))
-        signature = self.on(disk.key).signature if disk and disk.readable else ""
-        if not signature:
-            return 2, "", ""
-        if signature.startswith("?"):
-            return 0, f"TYPE={signature[1:]}\nUSAGE=other\n", ""
-        return 0, f"DEVNAME={argv[-1]}\nTYPE={signature}\nUSAGE=filesystem\n", ""
-
-    def _wipefs(self, argv: Sequence[str], _input: str | None) -> Reply:
-        assert list(argv[1:-1]) == ["--noheadings", "--output=TYPE", "--"], argv
-        disk = self._find_disk(Path(argv[-1]))
+    def _look(self, argv: Sequence[str], _input: str | None) -> Reply:
+        device = argv[4]
+        disk = self._find_disk(Path(device))
         if disk is None:
-            return 1, "", f"wipefs: error: {argv[-1]}: probing initialization failed: No such file or directory"
-        signature = self.on(disk.key).signature if disk.readable else ""
-        return 0, f"{signature.removeprefix('?')}\n" if signature else "", ""
-
-    def _blockdev(self, argv: Sequence[str], _input: str | None) -> Reply:
-        assert len(argv) == 3 and argv[1] == "--getsize64", argv
-        disk = self._find_disk(Path(argv[2]))
-        if disk is None:
-            return 1, "", f"blockdev: cannot open {argv[2]}: No such file or directory"
-        return 0, f"{disk.size_bytes}\n", ""
-
-    def _dd(self, argv: Sequence[str], _input: str | None) -> Reply:
-        facts = dict(word.split("=", 1) for word in argv[1:])
-        disk = self._find_disk(Path(facts.pop("if")))
-        if facts.get("bs") == "1":
-            assert facts == {"bs": "1", "count": "1", "skip": "126", "status": "none"}, argv
-            return 0, "\0", ""
-        skip = int(facts.pop("skip"))
-        assert facts == {"of": "/dev/null", "iflag": "direct", "bs": str(_BLOCK), "count": "1"}, argv
-        if disk is None or not disk.readable or (skip + 1) * _BLOCK > disk.size_bytes:
-            return 1, "", "dd: error reading: Input/output error"
-        return 0, "", "1+0 records in\n1+0 records out"
+            return 1, "", f"{device}: can't be opened (No such file or directory); is it still attached?"
+        if not disk.readable:
+            return 1, "", f"{device}: can't be read at byte 0 (Input/output error); see the kernel log"
+        contents = self.on(disk.key)
+        known = contents.signature in FS_TYPES
+        facts = {
+            "size_bytes": disk.size_bytes,
+            "signature": contents.signature,
+            "fs_bytes": contents.fs_bytes if known else 0,
+            "fs_block_bytes": _BLOCK if known else 0,
+            "unfinished": 0,
+        }
+        return 0, "".join(f"{name}={value}\n" for name, value in facts.items()), ""
 
     def _e2fsck(self, argv: Sequence[str], _input: str | None) -> Reply:
         assert list(argv[1:-1]) in (["-p", "--"], ["-f", "-p", "--"]), argv
@@ -252,22 +232,11 @@ class FakeMounts:
         code, contents.fsck_code = contents.fsck_code, contents.fsck_code & ~3
         return code, f"{argv[-1]}: clean" if not code else "", ""
 
-    def _dumpe2fs(self, argv: Sequence[str], _input: str | None) -> Reply:
-        assert list(argv[1:3]) == ["-h", "--"] and len(argv) == 4, argv
-        disk = self._find_disk(Path(argv[3]))
-        if disk is None or self.on(disk.key).signature != "ext4":
-            return 1, "", "dumpe2fs: Bad magic number in super-block"
-        return (
-            0,
-            f"Block count:              {self.on(disk.key).fs_bytes // _BLOCK}\nBlock size:               {_BLOCK}\n",
-            "",
-        )
-
     def _resize2fs(self, argv: Sequence[str], _input: str | None) -> Reply:
         assert argv[1] == "--" and len(argv) == 3, argv
         disk = self._find_disk(Path(argv[2]))
         if disk is None or self.on(disk.key).signature != "ext4":
-            return 1, "", "resize2fs: Bad magic number in super-block"
+            return 1, "", "resize2fs: Bad magic number in super-block\nCouldn't find valid filesystem superblock."
         self.on(disk.key).fs_bytes = disk.size_bytes
         return _OK
 

@@ -34,11 +34,7 @@ class Checks:
         orchestrator, world = self._orchestrator, self._world
         for _ in range(2):  # what was refused for another volume at the same path goes the second time
             for known in orchestrator.volumes:
-                for index, path in sorted(known.targets):
-                    self._undo("node unpublish", known, index, path.name)
-            for known in orchestrator.volumes:
-                for index, path in sorted(known.staged):
-                    self._undo("unstage", known, index, path.name)
+                self._detach(known)
         for known in orchestrator.volumes:
             assert not known.targets and not known.staged, (known.targets, known.staged)
             at = orchestrator.volumes.index(known)
@@ -67,10 +63,8 @@ class Checks:
         orchestrator, at = self._orchestrator, self._orchestrator.volumes.index(known)
         self.quiet()
         for other in orchestrator.volumes:
-            for node, path in sorted(other.targets):
-                self._undo("node unpublish", other, node, path.name)
-        for node, path in sorted(known.staged):
-            self._undo("unstage", known, node, path.name)
+            if other is known or any(path.name[0] == known.name for _, path in other.targets | other.staged):
+                self._detach(other)
         for kind in ("unpublish", "create", "get"):
             orchestrator.do(Call(kind, at, odd=kind == "unpublish"), sure=True)
         if not known.exists:
@@ -100,6 +94,12 @@ class Checks:
             assert not folder.exists() or list(folder.iterdir()) == []
 
     # -- parts ---------------------------------------------------------------------------------------------------
+
+    def _detach(self, known: Known) -> None:
+        for index, path in sorted(known.targets):
+            self._undo("node unpublish", known, index, path.name)
+        for index, path in sorted(known.staged):
+            self._undo("unstage", known, index, path.name)
 
     def _undo(self, kind: str, known: Known, index: int, name: str) -> None:
         at = self._orchestrator.volumes.index(known)

@@ -29,12 +29,14 @@ _FIRST_MAJOR = 4000  # no device of any machine
 class Cnode:
     """`up`: False while it has no power. `steps`: the boundary of its service."""
 
-    def __init__(self, folder: Path, index: int, *, tgtd: FakeTgtd, portal: str) -> None:
+    def __init__(self, folder: Path, index: int, *, root: Path, tgtd: FakeTgtd, portal: str) -> None:
+        """root: below which volumes are mounted."""
         self.name = f"c{index}"
         self.steps = Steps()
         self.up = True
-        self.root = folder / "targets"
-        self.root.mkdir(parents=True)
+        self.root = root
+        self.root.mkdir()
+        folder.mkdir()
         self._state = folder / "state"
         self._tgtd = tgtd
         self.initiator = Initiator(
@@ -161,8 +163,6 @@ class Cnode:
 
     def _programs(self) -> dict[str, Program]:
         both = {**self.initiator.runner.programs, **self.mounts.programs}
-        flush, size = self.initiator.runner.programs["blockdev"], self.mounts.programs["blockdev"]
-        both["blockdev"] = lambda argv, input: (flush if "--flushbufs" in argv else size)(argv, input)
         return {name: self._guarded(name, program) for name, program in both.items()}
 
     def _guarded(self, name: str, program: Program) -> Program:

@@ -15,11 +15,7 @@ from tests.model.images import Image
 
 #: What the programs end with on a disk that does not answer. The rest works on paths and mount tables.
 _DEAD: dict[str, Reply] = {
-    "blkid": (2, "", ""),
-    "wipefs": (1, "", "wipefs: error: probing initialization failed: Input/output error"),
-    "dd": (1, "", "dd: error reading: Input/output error"),
     "e2fsck": (8, "", "e2fsck: Input/output error while trying to open the device"),
-    "dumpe2fs": (1, "", "dumpe2fs: Input/output error while trying to open the device"),
     "resize2fs": (1, "", "resize2fs: Input/output error while trying to open the device"),
     "xfs_growfs": (1, "", "xfs_growfs: XFS_IOC_FSGROWFSDATA xfsctl failed: Input/output error"),
     "btrfs": (1, "", "ERROR: unable to resize: Input/output error"),
@@ -86,8 +82,6 @@ class NodeMounts(FakeMounts):
 
     def _disk_of_call(self, argv: Sequence[str]) -> FakeDisk | None:
         operand = argv[-1]
-        if argv[0] == "dd":
-            operand = next(word.removeprefix("if=") for word in argv if word.startswith("if="))
         if argv[0] in ("xfs_growfs", "btrfs"):
             seen = self.at(Path(operand))
             return self._by_number(seen.major_minor) if seen else None

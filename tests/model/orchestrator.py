@@ -126,10 +126,9 @@ class Orchestrator:
             wish.sure = True
             known.published[call.node] = wish
             context = dict(reply.message.publish_context)
-            earlier = known.contexts.setdefault(call.node, [])
-            if not earlier or earlier[-1]["generation"] != context["generation"]:
-                earlier.append(context)
-            earlier[-1] = context
+            # Sealed anew at each answer: what it says is compared.
+            contexts = known.contexts.setdefault(call.node, [])
+            contexts[:] = [*(c for c in contexts if _says(c) != _says(context)), context]
         elif standing is None and reply.code in (
             Code.NOT_FOUND, Code.INVALID_ARGUMENT, Code.FAILED_PRECONDITION, Code.ABORTED
         ):  # fmt: skip
@@ -178,28 +177,27 @@ class Orchestrator:
     def _expand(self, call: Call, sure: bool) -> Reply:
         known = self.volumes[call.volume]
         before = known.size_bytes
-        known.size_bytes = 0
-        reply = self._call(
-            pb.ControllerExpandVolumeRequest(
-                volume_id=known.volume_id,
-                capacity_range=pb.CapacityRange(required_bytes=call.size, limit_bytes=call.size if call.odd else 0),
-            )
+        request = pb.ControllerExpandVolumeRequest(
+            volume_id=known.volume_id,
+            capacity_range=pb.CapacityRange(required_bytes=call.size, limit_bytes=call.size if call.odd else 0),
         )
-        if reply.ok:
-            assert reply.message.capacity_bytes >= max(call.size, before)
-            known.size_bytes = reply.message.capacity_bytes
-        else:
-            self._learn(known, before)
+        try:
+            reply = self._call(request)
+        finally:
+            self._learn(known)
+        assert not reply.ok or reply.message.capacity_bytes == known.size_bytes >= call.size
         if sure and known.exists is not None and self.world.tgtd_up and not self.in_flight():
             shrink = call.odd and call.size < before
             self._expect(reply, Code.NOT_FOUND if not known.exists else Code.OUT_OF_RANGE if shrink else Code.OK)
         return reply
 
-    def _learn(self, known: Known, before: int) -> None:
-        """The size after a growth that went wrong."""
+    def _learn(self, known: Known) -> None:
+        """The size after a growth that may have gone wrong."""
         image = self.world.images().get(known.volume_id)
-        known.size_bytes = image.stat().st_size if image else before
-        assert known.size_bytes >= before
+        if known.exists and image is not None:
+            size_bytes = image.stat().st_size
+            assert size_bytes >= known.size_bytes
+            known.size_bytes = size_bytes
 
     def _list(self, call: Call, sure: bool) -> Reply:
         page = 1 if call.odd else 0
@@ -264,7 +262,7 @@ class Orchestrator:
             return None
         path = self.staging_path(call)
         contexts = known.contexts.get(call.node, [{}])
-        context = contexts[-2] if call.odd and len(contexts) > 1 else contexts[-1]
+        context = contexts[max(0, len(contexts) - 2)] if call.odd else contexts[-1]
         known.staged.add((call.node, path))
         reply = self._call(
             pb.NodeStageVolumeRequest(
@@ -371,7 +369,8 @@ class Orchestrator:
         reply = self.world.call(request, node=node)
         name = type(request).__name__.removesuffix("Request")
         by_hand = self.refused_by_hand and reply.code is Code.INTERNAL and "defect" not in reply.details
-        assert by_hand or reply.code in ALLOWED[name], f"{name}: {reply.code.name}: {reply.details}"
+        defects = "\n".join(self.world.tracebacks)
+        assert by_hand or reply.code in ALLOWED[name], f"{name}: {reply.code.name}: {reply.details}\n{defects}"
         return reply
 
     def _expect(self, reply: Reply, code: Code) -> None:
@@ -392,6 +391,10 @@ class Orchestrator:
     def in_flight(self) -> bool:
         """Whether any command of any node is still at work in tgtd."""
         return any(session.in_flight for target in self.world.tgtd.targets.values() for session in target.sessions)
+
+
+def _says(context: dict[str, str]) -> dict[str, str]:
+    return {key: value for key, value in context.items() if key != "sealed"}
 
 
 def _mode(way: str) -> tuple[int, bool]:

@@ -9,7 +9,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import hypothesis
@@ -31,13 +31,28 @@ SEED = os.environ.get("SNODE_MODEL_SEED", "")
 _EXAMPLES, _STEPS = 10, 40
 
 # No draw depends on the state of the world: what a thread did in time must not change what is drawn.
-_VOLUMES = st.sampled_from([0, 0, 0, 1, 1, 2])
+_VOLUMES = st.sampled_from([0, 0, 0, 0, 1, 1, 2])
 _NODES = st.sampled_from([0, 0, 1])
 _PLACES = st.sampled_from([0, 0, 0, 0, 1, 2])
 _ODD = st.sampled_from([False, False, False, True])
 _WAYS = st.sampled_from(["ext4", "ext4", "ext4", *CAPABILITIES])
-_SIZES = st.sampled_from([16 * MIB, 16 * MIB, 16 * MIB, MIB, 24 * MIB, 320 * MIB, 330 * MIB])
+_SIZES = st.sampled_from([16 * MIB] * 5 + [24 * MIB] * 2 + [MIB, 320 * MIB, 330 * MIB])
 _CONTROLLER = ("create", "delete", "publish", "unpublish", "expand", "list", "get", "validate", "capacity", "probe")
+#: Records, calls to tgtd and commands, before and after each, of the longest request of a kind.
+_MOST_STEPS = {
+    "create": 5,
+    "delete": 4,
+    "publish": 24,
+    "unpublish": 20,
+    "expand": 14,
+    "stage": 60,
+    "unstage": 16,
+    "node publish": 9,
+    "node unpublish": 6,
+    "node expand": 7,
+    "tend": 24,
+    "tend node": 12,
+}
 _NODE = ("stage", "unstage", "node publish", "node unpublish", "stats", "node expand", "info")
 
 
@@ -61,14 +76,18 @@ class Trouble:
     """What happens at a step of a request: its service is killed, tgtd or a command fails, or something else happens."""
 
     kind: str
-    step: int
+    percent: int  # how far the request is then, of the most steps that it may have
     how: str = ""
     after: bool = False
     meanwhile: Call | Event | None = None
 
+    def step(self, kind: str, *, each: int = 1) -> int:
+        """The number of the step (or of every so many) for a request or event of this kind."""
+        return self.percent * _MOST_STEPS.get(kind, 4) // each // 100 + 1
+
 
 def _troubles(*kinds: str) -> st.SearchStrategy[Trouble | None]:
-    steps = st.integers(1, 25)
+    steps = st.integers(0, 99)
     known: dict[str, st.SearchStrategy[Trouble | None]] = {
         "": st.none(),
         "kill": st.builds(Trouble, st.just("kill"), steps),
@@ -88,8 +107,8 @@ def events(*kinds: str) -> st.SearchStrategy[Event]:
     return st.builds(Event, kind=st.sampled_from(kinds), node=_NODES, volume=_VOLUMES)
 
 
-_SOME = _troubles("", "", "", "kill", "tgtd", "meanwhile")
-_MORE = _troubles("", "", "", "kill", "tgtd", "command", "meanwhile")
+_SOME = _troubles("", "", "kill", "tgtd", "meanwhile")
+_MORE = _troubles("", "", "kill", "tgtd", "command", "meanwhile")
 
 
 class Model(RuleBasedStateMachine):
@@ -123,6 +142,18 @@ class Model(RuleBasedStateMachine):
     def detach(self, call: Call, upto: int, trouble: Trouble | None, at: int) -> None:
         """The way back."""
         self._chain(("node unpublish", "unstage", "unpublish", "delete")[:upto], call, trouble, at)
+
+    @rule(call=calls(""), trouble=_MORE, damaged=st.booleans(), odd=st.booleans())
+    def stage_again(self, call: Call, trouble: Trouble | None, damaged: bool, odd: bool) -> None:
+        """A container ends and another one starts on the same node, within one publication, on what is left by then."""
+        self._chain(("create", "publish", "stage", "node publish"), call, trouble, 2)
+        self.write(call)
+        self._chain(("node unpublish", "unstage"), call, None, 0)
+        if damaged:
+            self.events.happen(Event("damage", volume=call.volume))
+        self._do(replace(call, kind="stage", odd=odd), None)
+        self._do(replace(call, kind="node publish"), None)
+        self.write(call)
 
     @rule(call=calls("expand"), trouble=_MORE, at=st.integers(0, 1))
     def grow(self, call: Call, trouble: Trouble | None, at: int) -> None:
@@ -172,6 +203,7 @@ class Model(RuleBasedStateMachine):
     # -- parts ---------------------------------------------------------------------------------------------------
 
     def _chain(self, kinds: tuple[str, ...], call: Call, trouble: Trouble | None, at: int) -> None:
+        at %= len(kinds)
         for index, kind in enumerate(kinds):
             step = Call(kind, call.volume, call.node, call.way, call.size, call.place, call.readonly)
             self._do(step, trouble if index == at else None)
@@ -194,15 +226,16 @@ class Model(RuleBasedStateMachine):
         joins: list[Callable[[], None]] = []
         self.orchestrator.refused_by_hand = trouble.how == "refuse" or trouble.kind == "command"
         if trouble.kind == "kill":
-            steps.arm(trouble.step, crash)
+            steps.arm(trouble.step(what.kind), crash)
         elif trouble.kind == "tgtd":
-            self.world.tgtd.fail("*", nth=trouble.step, after=trouble.after, how=trouble.how)
+            self.world.tgtd.fail("*", nth=trouble.step(what.kind, each=2), after=trouble.after, how=trouble.how)
         elif trouble.kind == "command":
-            node.runner.fail(nth=trouble.step, after=trouble.after)
+            node.runner.fail(nth=trouble.step(what.kind, each=3), after=trouble.after)
         else:
             other = trouble.meanwhile
             assert other is not None
-            steps.arm(trouble.step, lambda _name: joins.append(self.world.patience.beside(lambda: self._other(other))))
+            beside = self.world.patience.beside
+            steps.arm(trouble.step(what.kind), lambda _name: joins.append(beside(lambda: self._other(other))))
         try:
             act(False)
         except Crash:

@@ -9,7 +9,7 @@ import logging
 import shutil
 import socket
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +39,7 @@ from tests.model.cnode import Cnode, anywhere
 from tests.model.patience import Patience, Steps
 
 SECONDS = 20.0
+_MEMORY = Path("/dev/shm")  # thousands of small files that stand for sysfs and records
 
 
 @dataclass(frozen=True)
@@ -79,9 +80,10 @@ class World:
 
     def __init__(self) -> None:
         self._stack = ExitStack()
-        self.folder = Path(tempfile.mkdtemp(prefix="snode-model-"))
-        self._stack.callback(shutil.rmtree, self.folder)
+        self.folder = self._folder(None)  # not below /dev, where volumes are never mounted
+        self._state = self._folder(_MEMORY if _MEMORY.is_dir() else None)
         self.violations: list[str] = []
+        self.tracebacks: list[str] = []  # of defects that a request met
         self.tgtd = FakeTgtd(self.folder / "tgtd.0")
         self.portal = _Portal()
         self._stack.callback(self.portal.down)
@@ -91,9 +93,9 @@ class World:
         self.steps = Steps()
         self.patience = Patience(self.look)
         self._stack.enter_context(self.patience.use())
-        self._stack.enter_context(_quiet())
+        self._stack.enter_context(_quiet(self.tracebacks))
         self.nodes = [
-            Cnode(self.folder / name, index, tgtd=self.tgtd, portal=self.portal.address)
+            Cnode(self._state / name, index, root=self.folder / name, tgtd=self.tgtd, portal=self.portal.address)
             for index, name in enumerate(("c0", "c1"))
         ]
         self._stack.enter_context(self._sysfs())
@@ -104,11 +106,16 @@ class World:
         """Remove everything."""
         self._stack.close()
 
+    def _folder(self, parent: Path | None) -> Path:
+        folder = Path(tempfile.mkdtemp(prefix="snode-model-", dir=parent))
+        self._stack.callback(shutil.rmtree, folder)
+        return folder
+
     # -- services ------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Make the controller anew from what is on disk, as after a kill."""
-        state = self.folder / "state"
+        state = self._state / "state"
         state.mkdir(exist_ok=True)
         self.publications = Publications(RecordStore(state / "publications", boundary=self.steps))
         self.pool = self.folder / "pool"
@@ -262,20 +269,19 @@ class _Portal:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """No log while the model runs: a long run would keep it all in memory."""
+def _quiet(tracebacks: list[str]) -> Iterator[None]:
+    """No log while the model runs, but for the tracebacks of defects."""
+
+    def keep(_logger: object, _method: str, event: Any) -> Any:
+        if "traceback" in event:
+            tracebacks.append(event["traceback"])
+        raise structlog.DropEvent
+
     before = structlog.get_config()
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    structlog.configure(
+        processors=[keep], wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR), cache_logger_on_first_use=False
+    )
     try:
         yield
     finally:
         structlog.configure(**before)
-
-
-def attempt(action: Callable[[], None], *errors: type[Exception]) -> Exception | None:
-    """The error of this kind that an action ends with, or None."""
-    try:
-        action()
-    except errors as error:
-        return error
-    return None

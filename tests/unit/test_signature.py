@@ -7,8 +7,8 @@ import zlib
 from pathlib import Path
 
 import pytest
-
 from csi.backends.signature import look
+
 from csi.errors import Unavailable
 from tests.unit.backends.rig import MIB
 

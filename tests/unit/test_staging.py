@@ -298,6 +298,22 @@ def test_a_foreign_mount_is_not_touched(machine: Machine) -> None:
     machine.unstage()
 
 
+def test_a_wrong_volume_id_takes_down_no_raw_device(machine: Machine) -> None:
+    first, second = machine.volume_id, machine.create("b").volume_id
+    for volume_id in (first, second):
+        machine.volume_id = volume_id
+        machine.stage(BLOCK, path=machine.folder / "staged" / volume_id)
+        machine.publish(BLOCK, target=machine.folder / volume_id)
+    with pytest.raises(InUse, match="mounted there"):
+        machine.staging.unpublish(first, target_path=machine.folder / second, deadline=soon())
+    assert len(mounts_below(machine.folder)) == 2
+    for volume_id in (first, second):
+        machine.volume_id = volume_id
+        machine.unpublish(machine.folder / volume_id)
+        machine.unstage(machine.folder / "staged" / volume_id)
+    assert all_below(machine.folder) == []
+
+
 def test_stacked_mounts_all_go(machine: Machine) -> None:
     machine.stage()
     machine.publish()

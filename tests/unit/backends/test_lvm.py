@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from csi.backends.lvm import LvmBackend
 from csi.backends.lvm_thick import Thick
 from csi.backends.lvm_thin import Thin
 from csi.errors import (
@@ -19,6 +20,7 @@ from csi.errors import (
 from csi.model import Volume, volume_id_of
 from tests.fakes.crash import Crash, CrashAt
 from tests.fakes.lvm import FakeVg
+from tests.fakes.runner import FakeRunner
 from tests.unit.backends.rig import EXT4, MIB, Rig, soon
 
 LONGEST_NAME = "ü" * 64  # 128 bytes of UTF-8
@@ -312,7 +314,8 @@ def test_open_after_a_killed_activation_of_a_raid_volume(tmp_path: Path) -> None
     rig = Rig(tmp_path, space=Thick("raid1"), disks={"/dev/sda": 50, "/dev/sdb": 50})
     volume = rig.create()
     rig.lvm.reboot()
-    rig.lvm.lvs[volume.volume_id].legs = ["vg0-v--x_rimage_0", "vg0-v--x_rmeta_0"]
+    stem = f"vg0-{volume.volume_id.replace('-', '--')}"
+    rig.lvm.lvs[volume.volume_id].legs = [f"{stem}_rimage_0", f"{stem}_rmeta_0"]
     rig.start()
     assert rig.backend.open_for_export(volume, soon()) == volume
 
@@ -492,10 +495,7 @@ def test_full_metadata_area(rig: Rig) -> None:
 
 
 def test_bad_names_never_reach_lvm(tmp_path: Path) -> None:
-    from csi.backends.lvm import LvmBackend
-    from tests.fakes.runner import FakeRunner
-
-    for vg in ("", "-x", "a/b", "a b", "x" * 41, "vg\n"):
+    for vg in ("", ".", "..", "-x", "a/b", "a b", "x" * 41, "vg\n"):
         with pytest.raises(Invalid):
             LvmBackend("fast", vg=vg, space=Thick(), state=tmp_path, runner=FakeRunner({}))
     for device in ("sda", "/dev/sd a", '/dev/sd"a', "/dev/sd|a", "/etc/passwd", "/dev/sd$"):
@@ -504,8 +504,6 @@ def test_bad_names_never_reach_lvm(tmp_path: Path) -> None:
 
 
 def test_given_disks_need_no_search(tmp_path: Path) -> None:
-    from csi.backends.lvm import LvmBackend
-
     rig = Rig(tmp_path, disks={"/dev/disk/by-id/wwn-0x5.1+a": 50})
     backend = LvmBackend(
         "fast",
@@ -526,6 +524,60 @@ def test_in_use_is_said(rig: Rig) -> None:
     with pytest.raises(InUse, match="still open on this machine"):
         rig.backend.delete(volume, soon(1))
     assert rig.thick_names == [volume.volume_id]
+
+
+def test_thin_volumes_after_a_killed_activation_of_their_pool(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, space=Thin("tp"))
+    pool = rig.lvm.add("tp", extents=50, kind="thin-pool")
+    volume = rig.create()
+    for act in (
+        lambda: rig.backend.open_for_export(volume, soon()),
+        lambda: rig.backend.capacity(soon()),
+        lambda: rig.create("two"),
+        lambda: rig.delete(),
+    ):
+        rig.lvm.reboot()
+        pool.legs = ["vg0-tp_tdata", "vg0-tp_tmeta"]
+        rig.start()
+        act()
+        assert pool.legs == []
+    assert len(rig.thick_names) == 1
+
+
+def test_parts_in_use_are_not_the_reason(rig: Rig) -> None:
+    volume = rig.create()
+    rig.lvm.lvs[volume.volume_id].legs = [f"vg0-{volume.volume_id.replace('-', '--')}_rimage_0"]
+    rig.runner.fail("dmsetup", "remove", reply=(1, "", "Device or resource busy"))
+    rig.runner.fail("lvremove", reply=(5, "", "  Something else.\n"))
+    with pytest.raises(CommandFailed, match="Something else"):
+        report = rig.backend._group.reread(soon())
+        rig.backend._group.remove(report, report.lvs[volume.volume_id], soon())
+    assert rig.thick_names == [volume.volume_id]
+
+
+def test_which_devices_are_parts_of_a_volume(tmp_path: Path) -> None:
+    from csi.backends.lvm_cli import Lvm
+    from csi.backends.lvm_report import Report
+    from csi.records import RecordStore
+
+    answer = """
+        vg--0-v--a_rimage_0:LVM-Uabc
+        vg--0-v--a_rmeta_11:LVM-Udef
+        vg--0-v--a:LVM-Ughi
+        vg--0-v--ab_rimage_0:LVM-Ujkl
+        vg--0-v--a_rimage_1:LVM-other
+        vg--0-v--a_rimage_x:LVM-Umno
+        vg--0-tp_tdata_rimage_0:LVM-Uvwx
+        vg--0-tp_tdata:LVM-Upqr-tdata
+        vg--0-tp-tpool:LVM-Ustu-tpool
+        vg--0-tp:LVM-Uyz
+        No devices found
+    """
+    runner = FakeRunner({"dmsetup": lambda argv, _input: (0, answer, "")})
+    lvm = Lvm("vg-0", runner=runner, state=RecordStore(tmp_path))
+    report = Report("vg-0", "U", 1, 1, 1, 0)
+    assert lvm.parts(report, ["v-a"], soon()) == ["vg--0-v--a_rimage_0", "vg--0-v--a_rmeta_11"]
+    assert lvm.parts(report, ["tp"], soon()) == ["vg--0-tp-tpool", "vg--0-tp_tdata", "vg--0-tp_tdata_rimage_0"]
 
 
 def test_thin_delete_is_one_removal(tmp_path: Path) -> None:

@@ -1,12 +1,13 @@
 """kill -9 of the driver, and of tgtd, at every step; then the same request again, or the background's reconcile."""
 
+import itertools
 import os
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import pytest
 
-from csi.errors import DriverError
+from csi.errors import DriverError, Unavailable
 from csi.exports.tgt import TgtExport
 from csi.exports.tgt_client import TgtClient
 from csi.exports.tgt_show import parse_accounts, parse_names, parse_system_state
@@ -145,6 +146,38 @@ def test_killed_at_every_step(daemon: Daemon, make: Make, kind: type[Case], then
         if len(crash.names) < point:
             break
     assert point > 6, "the boundary was not called"
+
+
+class RestartAt:
+    """A boundary that restarts tgtd, with nothing, at the `step`-th call."""
+
+    def __init__(self, daemon: FakeDaemon, step: int) -> None:
+        self._daemon = daemon
+        self._step = step
+        self.count = 0
+
+    def __call__(self, name: str) -> None:
+        self.count += 1
+        if self.count == self._step:
+            self._daemon.fake.restart()
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_a_restart_of_tgtd_at_any_step_is_no_defect(fake_daemon: FakeDaemon, make: Make, kind: type[Case]) -> None:
+    for point in itertools.count(1):
+        case = kind(fake_daemon, make)
+        case.prepare()
+        restart = RestartAt(fake_daemon, point)
+        try:
+            case.act(build_export(fake_daemon, boundary=restart))
+        except DriverError as error:
+            assert isinstance(error, Unavailable), f"step {point}: {error!r}"
+        case.act(build_export(fake_daemon))
+        build_export(fake_daemon).reconcile(case.wanted, soon())
+        assert_exactly(fake_daemon, case.wanted())
+        case.clean()
+        if restart.count < point:
+            break
 
 
 @pytest.mark.parametrize("kind", CASES)

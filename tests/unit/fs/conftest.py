@@ -1,6 +1,7 @@
 """Real devices and mounts in a scratch folder; everything is taken away again, also after a failed test."""
 
 import ctypes
+import hashlib
 import os
 import subprocess
 import threading
@@ -37,6 +38,30 @@ def backing_file(device: Path) -> Path:
 def grow_disk(device: Path, size_bytes: int) -> None:
     os.truncate(backing_file(device), size_bytes)
     tool("losetup", "--set-capacity", str(device))
+
+
+def write(device: Path, offset: int, data: bytes) -> None:
+    with device.open("r+b") as file:
+        file.seek(offset)
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def device_bytes(device: Path) -> int:
+    return int(tool("blockdev", "--getsize64", str(device)))
+
+
+def fingerprint(device: Path) -> tuple[int, str]:
+    """What any mkfs would change: how much of the sparse file is allocated, and what its first MiB holds."""
+    tool("sync", "--file-system", str(backing_file(device)))
+    with device.open("rb") as file:
+        return backing_file(device).stat().st_blocks, hashlib.sha256(file.read(MIB)).hexdigest()
+
+
+def make_fs(filesystems: Filesystems, device: Path, fs_type: str, deadline: Deadline) -> None:
+    """Look, and make a filesystem on what was found blank."""
+    filesystems.make(filesystems.look(device, deadline), fs_type=fs_type, deadline=deadline)
 
 
 @contextmanager

@@ -1,198 +1,24 @@
-"""Signatures, mkfs and fsck on real loop devices with the real tools."""
+"""mkfs and fsck on real loop devices with the real tools."""
 
-import hashlib
 import os
 import random
 import signal
-import struct
 import subprocess
 import time
-import zlib
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from csi.deadline import Deadline
 from csi.errors import CommandFailed, DataLoss, InUse, Invalid, OutOfRange, Unavailable
-from csi.fs.format import FS_TYPES, MINIMUM_BYTES, Filesystems
+from csi.fs.format import FS_TYPES, MINIMUM_BYTES, Filesystems, Look
 from csi.fs.mounts import Mounts
 from csi.model import MIB
-from csi.run import Result, SubprocessRunner
+from csi.run import SubprocessRunner
 from tests.fakes.runner import FakeRunner
-from tests.unit.fs.conftest import MakeDisk, backing_file, tool
+from tests.unit.fs.conftest import MakeDisk, backing_file, fingerprint, make_fs, tool, write
 
 pytestmark = pytest.mark.root
-
-
-def write(device: Path, offset: int, data: bytes) -> None:
-    with device.open("r+b") as file:
-        file.seek(offset)
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def gpt(device: Path) -> None:
-    """A protective MBR and an empty GPT, as a partitioning tool leaves them."""
-    sectors = device_bytes(device) // 512
-    entries = bytes(128 * 128)
-    header = struct.pack(
-        "<8sIIIIQQQQ16sQIII",
-        *(b"EFI PART", 0x10000, 92, 0, 0, 1, sectors - 1, 34, sectors - 34, b"\x11" * 16, 2, 128, 128),
-        zlib.crc32(entries),
-    )  # fmt: skip
-    header = header[:16] + struct.pack("<I", zlib.crc32(header)) + header[20:]
-    protective = bytes(446) + struct.pack("<B3sB3sII", 0, b"\0\2\0", 0xEE, b"\xff" * 3, 1, sectors - 1) + bytes(48)
-    write(device, 0, protective + b"\x55\xaa" + header.ljust(512, b"\0") + entries)
-
-
-def mbr(device: Path) -> None:
-    write(device, 446, struct.pack("<B3sB3sII", 0, b"\1\1\0", 0x83, b"\xff" * 3, 2048, 4096) + bytes(48) + b"\x55\xaa")
-
-
-def luks(device: Path) -> None:
-    write(device, 0, b"LUKS\xba\xbe\0\1".ljust(168, b"\0") + b"11111111-2222-3333-4444-555555555555\0\0\0\0")
-
-
-def raid(device: Path) -> None:
-    """A version 1.2 superblock of md, 4 KiB from the start."""
-    sectors = device_bytes(device) // 512
-    block = bytearray(256)
-    struct.pack_into("<IIII16s32s", block, 0, 0xA92B4EFC, 1, 0, 0, b"\x22" * 16, b"host:0")
-    struct.pack_into("<QQQ", block, 128, 2048, sectors - 2048, 8)  # data_offset, data_size, super_offset
-    total = sum(struct.unpack("<64I", block))
-    struct.pack_into("<I", block, 216, (total & 0xFFFFFFFF) + (total >> 32))
-    write(device, 4096, bytes(block))
-
-
-def device_bytes(device: Path) -> int:
-    return int(tool("blockdev", "--getsize64", str(device)))
-
-
-def fingerprint(device: Path) -> tuple[int, str]:
-    """What any mkfs would change: how much of the sparse file is allocated, and what its first MiB holds."""
-    tool("sync", "--file-system", str(backing_file(device)))
-    with device.open("rb") as file:
-        return backing_file(device).stat().st_blocks, hashlib.sha256(file.read(MIB)).hexdigest()
-
-
-def two_filesystems(device: Path) -> None:
-    """A btrfs, and in the 64 KiB that it leaves free the superblock of an ext4: both whole, with their checksums."""
-    tool("mkfs.ext4", "-q", "-b", "4096", str(device))
-    with device.open("rb") as file:
-        superblock = file.read(2048)[1024:]
-    tool("mkfs.btrfs", "-q", "-f", str(device))
-    write(device, 1024, superblock)
-
-
-SIGNATURES: list[tuple[str, Callable[[Path], object]]] = [
-    ("", lambda device: None),
-    ("", lambda device: write(device, 0, b"\xa5" * MIB)),  # what a thick volume may hold: noise
-    ("ext4", lambda device: tool("mkfs.ext4", "-q", str(device))),
-    ("ext3", lambda device: tool("mkfs.ext3", "-q", str(device))),
-    ("xfs", lambda device: tool("mkfs.xfs", "-q", str(device))),
-    ("btrfs", lambda device: tool("mkfs.btrfs", "-q", str(device))),
-    ("?LVM2_member", lambda device: tool("pvcreate", "--driverloaded", "n", "--devices", str(device), str(device))),
-    ("?swap", lambda device: tool("mkswap", str(device))),
-    ("?crypto_LUKS", luks),
-    ("?linux_raid_member", raid),
-    ("?a partition table (gpt)", gpt),
-    ("?a partition table (dos)", mbr),
-    ("?signatures that contradict each other (btrfs, ext4)", two_filesystems),
-]
-
-
-@pytest.mark.parametrize(
-    ("expected", "prepare"), SIGNATURES, ids=[f"{n}-{name[:20]}" for n, (name, _) in enumerate(SIGNATURES)]
-)
-def test_probe_says_what_stands_there_and_make_never_writes_over_it(
-    expected: str, prepare: Callable[[Path], object], make_disk: MakeDisk, filesystems: Filesystems, deadline: Deadline
-) -> None:
-    device = make_disk(320)
-    prepare(device)
-    assert filesystems.probe(device, deadline) == expected
-    if not expected:
-        return
-    before = fingerprint(device)
-    for fs_type in FS_TYPES:
-        with pytest.raises(DataLoss, match="not formatted"):
-            filesystems.make(device, fs_type=fs_type, deadline=deadline)
-    assert fingerprint(device) == before
-
-
-def test_a_superblock_with_a_wrong_checksum_is_still_something(
-    make_disk: MakeDisk, filesystems: Filesystems, deadline: Deadline
-) -> None:
-    """blkid of util-linux 2.41 checks it and then finds nothing, earlier ones find the filesystem."""
-    device = make_disk(64)
-    filesystems.make(device, fs_type="ext4", deadline=deadline)
-    write(device, 1024 + 120, b"changed")
-    assert filesystems.probe(device, deadline) in ("ext4", "?ext4 with a damaged superblock")
-    with pytest.raises(DataLoss, match="not formatted"):
-        filesystems.make(device, fs_type="ext4", deadline=deadline)
-
-
-def test_a_missing_device_is_not_blank(tmp_path: Path, filesystems: Filesystems, deadline: Deadline) -> None:
-    for device in (tmp_path / "none", Path("/dev/loop-none")):
-        with pytest.raises(Unavailable, match="attached"):
-            filesystems.probe(device, deadline)
-        with pytest.raises(Unavailable):
-            filesystems.make(device, fs_type="ext4", deadline=deadline)
-
-
-@pytest.mark.parametrize("left", [0, 1 * MIB, 63 * MIB])
-def test_a_device_that_can_not_be_read_somewhere_is_not_blank(
-    left: int, make_disk: MakeDisk, filesystems: Filesystems, deadline: Deadline
-) -> None:
-    """Its file was cut off under the loop device, so that reads fail at the start, in the middle, or at the end."""
-    device = make_disk(64)
-    os.truncate(backing_file(device), left)
-    with pytest.raises(Unavailable, match="can't be read at byte"):
-        filesystems.probe(device, deadline)
-
-
-def test_a_dead_device_whose_pages_are_cached_is_not_blank(
-    make_disk: MakeDisk, filesystems: Filesystems, deadline: Deadline
-) -> None:
-    device = make_disk(32)
-    device.read_bytes()
-    os.truncate(backing_file(device), 0)
-    with pytest.raises(Unavailable, match="can't be read"):
-        filesystems.probe(device, deadline)
-
-
-class DiesDuring(SubprocessRunner):
-    """Cuts the device off once a program was run, and lets the program's answer stand."""
-
-    def __init__(self, program: str, file: Path) -> None:
-        super().__init__()
-        self._program, self._file = program, file
-
-    def run(
-        self,
-        argv: Sequence[str],
-        *,
-        deadline: Deadline,
-        read_only: bool = False,
-        ok: frozenset[int] | None = frozenset({0}),
-        input: str | None = None,
-        timeout: float = 60.0,
-        pass_fds: Sequence[int] = (),
-    ) -> Result:
-        if argv[0] == self._program:
-            os.truncate(self._file, 0)
-        return super().run(
-            argv, deadline=deadline, read_only=read_only, ok=ok, input=input, timeout=timeout, pass_fds=pass_fds
-        )
-
-
-def test_a_device_that_dies_while_blkid_looks_is_not_blank(make_disk: MakeDisk, deadline: Deadline) -> None:
-    """This is how live data gets formatted: blkid itself says 2, blank."""
-    device = make_disk(32)
-    dying = Filesystems(DiesDuring("blkid", backing_file(device)))
-    with pytest.raises(Unavailable, match="can't be read"):
-        dying.make(device, fs_type="ext4", deadline=deadline)
 
 
 @pytest.mark.parametrize("fs_type", FS_TYPES)
@@ -202,8 +28,8 @@ def test_make_works_at_the_smallest_size_and_not_below(
     mib = MINIMUM_BYTES[fs_type] // MIB
     small, device = make_disk(mib - 1), make_disk(mib)
     with pytest.raises(OutOfRange, match=f"needs {mib} MiB"):
-        filesystems.make(small, fs_type=fs_type, deadline=deadline)
-    filesystems.make(device, fs_type=fs_type, deadline=deadline)
+        make_fs(filesystems, small, fs_type, deadline)
+    make_fs(filesystems, device, fs_type, deadline)
     (scratch / "m").mkdir()
     mounts.mount(device, scratch / "m", fs_type=fs_type, flags=[], readonly=False, deadline=deadline)
     (scratch / "m/file").write_bytes(b"x" * (MINIMUM_BYTES[fs_type] // 8))
@@ -211,10 +37,39 @@ def test_make_works_at_the_smallest_size_and_not_below(
         assert "has_journal" in tool("dumpe2fs", "-h", str(device))
 
 
-def test_make_takes_only_filesystems_of_the_list(filesystems: Filesystems, deadline: Deadline) -> None:
+def test_make_takes_only_filesystems_of_the_list(
+    make_disk: MakeDisk, filesystems: Filesystems, deadline: Deadline
+) -> None:
+    look = filesystems.look(make_disk(32), deadline)
     for fs_type in ("", "../mkfs", "ext4 -E x", "vfat"):
         with pytest.raises(Invalid, match="fs_type"):
-            filesystems.make(Path("/dev/none"), fs_type=fs_type, deadline=deadline)
+            filesystems.make(look, fs_type=fs_type, deadline=deadline)
+
+
+def test_make_takes_only_a_look_of_its_own_and_each_once(
+    make_disk: MakeDisk, filesystems: Filesystems, deadline: Deadline
+) -> None:
+    device = make_disk(32)
+    for forged in (Look(device, 32 * MIB, ""), Filesystems(SubprocessRunner()).look(device, deadline)):
+        with pytest.raises(RuntimeError, match="after a look"):
+            filesystems.make(forged, fs_type="ext4", deadline=deadline)
+    look = filesystems.look(device, deadline)
+    filesystems.make(look, fs_type="ext4", deadline=deadline)
+    with pytest.raises(RuntimeError, match="one for each look"):
+        filesystems.make(look, fs_type="ext4", deadline=deadline)
+
+
+@pytest.mark.parametrize("fs_type", FS_TYPES)
+def test_what_came_onto_the_device_after_the_look_is_seen_by_mkfs(
+    fs_type: str, make_disk: MakeDisk, filesystems: Filesystems, deadline: Deadline
+) -> None:
+    device = make_disk(320)
+    look = filesystems.look(device, deadline)
+    tool("mkfs.xfs" if fs_type != "xfs" else "mkfs.ext4", "-q", str(device))
+    before = fingerprint(device)
+    with pytest.raises((DataLoss, CommandFailed)):
+        filesystems.make(look, fs_type=fs_type, deadline=deadline)
+    assert fingerprint(device) == before
 
 
 def test_make_does_not_take_a_held_device(make_disk: MakeDisk, filesystems: Filesystems, deadline: Deadline) -> None:
@@ -223,8 +78,8 @@ def test_make_does_not_take_a_held_device(make_disk: MakeDisk, filesystems: File
     try:
         for fs_type in FS_TYPES:
             with pytest.raises((InUse, CommandFailed)):
-                filesystems.make(device, fs_type=fs_type, deadline=deadline)
-        assert filesystems.probe(device, deadline) == ""
+                make_fs(filesystems, device, fs_type, deadline)
+        assert filesystems.look(device, deadline).signature == ""
     finally:
         os.close(holder)
 
@@ -254,8 +109,9 @@ def test_a_mkfs_that_was_killed_is_made_good_by_the_next(
         time.sleep(random.uniform(0, whole_seconds))
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        if filesystems.probe(device, deadline) == "":
-            filesystems.make(device, fs_type=fs_type, deadline=deadline)
+        look = filesystems.look(device, deadline)
+        if look.signature == "":
+            filesystems.make(look, fs_type=fs_type, deadline=deadline)
         filesystems.check(device, fs_type=fs_type, deadline=deadline)
         mounts.mount(device, target, fs_type=fs_type, flags=[], readonly=False, deadline=deadline)
         (target / "file").write_text("works")
@@ -266,19 +122,20 @@ def test_an_xfs_whose_mkfs_never_ended_is_no_filesystem(
     make_disk: MakeDisk, scratch: Path, filesystems: Filesystems, mounts: Mounts, deadline: Deadline
 ) -> None:
     device = make_disk(320)
-    filesystems.make(device, fs_type="xfs", deadline=deadline)
+    make_fs(filesystems, device, "xfs", deadline)
     tool("xfs_db", "-x", "-c", "sb 0", "-c", "write inprogress 1", str(device))
     (scratch / "m").mkdir()
     tool("mount", "-t", "xfs", str(device), str(scratch / "m"), ok=(32,))
-    assert filesystems.probe(device, deadline) == ""
-    filesystems.make(device, fs_type="ext4", deadline=deadline)
-    assert filesystems.probe(device, deadline) == "ext4"
+    look = filesystems.look(device, deadline)
+    assert (look.signature, look.unfinished) == ("", True)
+    filesystems.make(look, fs_type="ext4", deadline=deadline)
+    assert filesystems.look(device, deadline).signature == "ext4"
 
 
 @pytest.fixture
 def ext4(make_disk: MakeDisk, filesystems: Filesystems, deadline: Deadline) -> Path:
     device = make_disk(64)
-    filesystems.make(device, fs_type="ext4", deadline=deadline)
+    make_fs(filesystems, device, "ext4", deadline)
     return device
 
 

@@ -9,7 +9,7 @@ from csi.fs.grow import may_grow_mounted_ext4
 from csi.fs.mounts import Mounts
 from csi.fs.usage import filesystem_usage
 from csi.model import MIB
-from tests.unit.fs.conftest import MakeDisk, grow_disk, tool
+from tests.unit.fs.conftest import MakeDisk, grow_disk, make_fs, tool
 
 pytestmark = pytest.mark.root
 
@@ -29,7 +29,7 @@ def test_a_mounted_filesystem_grows_and_repeats(
     fs_type: str, make_disk: MakeDisk, target: Path, filesystems: Filesystems, mounts: Mounts, deadline: Deadline
 ) -> None:
     device = make_disk(320)
-    filesystems.make(device, fs_type=fs_type, deadline=deadline)
+    make_fs(filesystems, device, fs_type, deadline)
     mounts.mount(device, target, fs_type=fs_type, flags=[], readonly=False, deadline=deadline)
     (target / "kept").write_text("data")
     before = total(target)
@@ -46,7 +46,7 @@ def test_a_mounted_ext4_grows_or_says_which_capability_is_missing(
     make_disk: MakeDisk, target: Path, filesystems: Filesystems, mounts: Mounts, deadline: Deadline
 ) -> None:
     device = make_disk(64)
-    filesystems.make(device, fs_type="ext4", deadline=deadline)
+    make_fs(filesystems, device, "ext4", deadline)
     mounts.mount(device, target, fs_type="ext4", flags=[], readonly=False, deadline=deadline)
     before = total(target)
     filesystems.grow(device, fs_type="ext4", mount_point=target, deadline=deadline)  # nothing to do needs no right
@@ -69,17 +69,18 @@ def test_an_unmounted_ext4_grows_where_a_mounted_one_may_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     device = make_disk(64)
-    filesystems.make(device, fs_type="ext4", deadline=deadline)
+    make_fs(filesystems, device, "ext4", deadline)
     grow_disk(device, 128 * MIB)
     monkeypatch.setattr("csi.fs.grow.may_grow_mounted_ext4", lambda: True)
-    filesystems.grow_before_mount(device, fs_type="ext4", deadline=deadline)
+    filesystems.grow_before_mount(filesystems.look(device, deadline), deadline)
     assert "16384" in tool("dumpe2fs", "-h", str(device))
     monkeypatch.setattr("csi.fs.grow.may_grow_mounted_ext4", lambda: False)
-    for _ in range(2):
-        filesystems.grow_before_mount(device, fs_type="ext4", deadline=deadline)
+    for fills_device in (False, True):
+        look = filesystems.look(device, deadline)
+        assert look.fills_device == fills_device
+        filesystems.grow_before_mount(look, deadline)
     mounts.mount(device, target, fs_type="ext4", flags=[], readonly=False, deadline=deadline)
     assert total(target) > 110 * MIB
-    filesystems.grow_before_mount(device, fs_type="xfs", deadline=deadline)  # nothing, whatever it is
 
 
 def test_a_damaged_ext4_does_not_grow(
@@ -87,20 +88,18 @@ def test_a_damaged_ext4_does_not_grow(
 ) -> None:
     monkeypatch.setattr("csi.fs.grow.may_grow_mounted_ext4", lambda: False)
     device = make_disk(64)
-    with pytest.raises(DataLoss, match="e2fsck -f"):
-        filesystems.grow_before_mount(device, fs_type="ext4", deadline=deadline)
-    filesystems.make(device, fs_type="ext4", deadline=deadline)
+    make_fs(filesystems, device, "ext4", deadline)
     tool("debugfs", "-w", "-R", "clri <2>", str(device))
     grow_disk(device, 128 * MIB)
     with pytest.raises(DataLoss, match="e2fsck -f"):
-        filesystems.grow_before_mount(device, fs_type="ext4", deadline=deadline)
+        filesystems.grow_before_mount(filesystems.look(device, deadline), deadline)
 
 
 def test_a_filesystem_that_is_not_mounted_can_not_grow_mounted(
     make_disk: MakeDisk, target: Path, filesystems: Filesystems, deadline: Deadline
 ) -> None:
     device = make_disk(320)
-    filesystems.make(device, fs_type="ext4", deadline=deadline)
+    make_fs(filesystems, device, "ext4", deadline)
     grow_disk(device, 400 * MIB)
     with pytest.raises(DataLoss, match="e2fsck -f"):
         # resize2fs would take an unmounted one too, but asks for a check first

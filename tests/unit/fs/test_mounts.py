@@ -13,7 +13,7 @@ from csi.fs.format import FS_TYPES, Filesystems
 from csi.fs.mounts import Mounts
 from csi.fs.usage import device_number
 from csi.run import Result, SubprocessRunner
-from tests.unit.fs.conftest import MakeDisk, swapping, tool
+from tests.unit.fs.conftest import MakeDisk, make_fs, swapping, tool
 
 pytestmark = pytest.mark.root
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.root
 @pytest.fixture
 def device(make_disk: MakeDisk, filesystems: Filesystems, deadline: Deadline) -> Path:
     made = make_disk(32)
-    filesystems.make(made, fs_type="ext4", deadline=deadline)
+    make_fs(filesystems, made, "ext4", deadline)
     return made
 
 
@@ -60,7 +60,7 @@ def test_mount_lands_with_the_policy_and_repeats(
     deadline: Deadline,
 ) -> None:
     device = make_disk(320)
-    filesystems.make(device, fs_type=fs_type, deadline=deadline)
+    make_fs(filesystems, device, fs_type, deadline)
     for _ in range(2):
         mounts.mount(device, staging, fs_type=fs_type, flags=["noatime"], readonly=readonly, deadline=deadline)
         (mount,) = mounts.at(staging)
@@ -80,7 +80,7 @@ def test_two_xfs_of_one_uuid_are_mounted_side_by_side(
     make_disk: MakeDisk, scratch: Path, filesystems: Filesystems, mounts: Mounts, deadline: Deadline
 ) -> None:
     origin, clone = make_disk(320), make_disk(320)
-    filesystems.make(origin, fs_type="xfs", deadline=deadline)
+    make_fs(filesystems, origin, "xfs", deadline)
     tool("dd", f"if={origin}", f"of={clone}", "bs=1M", "conv=sparse,fsync", "status=none")
     for name, device in (("a", origin), ("b", clone)):
         target = new_target(mounts, scratch, name)
@@ -127,7 +127,7 @@ def test_something_else_at_the_target_is_never_covered(
     device: Path, staged: Path, make_disk: MakeDisk, filesystems: Filesystems, mounts: Mounts, deadline: Deadline
 ) -> None:
     other = make_disk(32)
-    filesystems.make(other, fs_type="ext4", deadline=deadline)
+    make_fs(filesystems, other, "ext4", deadline)
     with pytest.raises(InUse, match=f"{device}.*not {other}"):
         mounts.mount(other, staged, fs_type="ext4", flags=[], readonly=False, deadline=deadline)
     assert len(mounts.at(staged)) == 1
@@ -147,7 +147,7 @@ def test_mount_errors_have_their_kind(
     make_disk: MakeDisk, device: Path, staging: Path, filesystems: Filesystems, mounts: Mounts, deadline: Deadline
 ) -> None:
     blank, xfs = make_disk(32), make_disk(320)
-    filesystems.make(xfs, fs_type="xfs", deadline=deadline)
+    make_fs(filesystems, xfs, "xfs", deadline)
     with xfs.open("r+b") as file:
         file.seek(512)  # the AGF of the first group
         file.write(b"\xff" * 512)

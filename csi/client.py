@@ -77,7 +77,11 @@ def _channel(endpoint: Endpoint, tls: TlsFiles | None) -> grpc.Channel:
         return grpc.insecure_channel(endpoint.target)
     if tls is None:
         raise Unavailable(f"{endpoint}: a driver on TCP is reached with mutual TLS; set tls.ca, tls.cert and tls.key")
-    credentials = grpc.ssl_channel_credentials(tls.ca.read_bytes(), tls.key.read_bytes(), tls.cert.read_bytes())
+    try:
+        ca, key, cert = (path.read_bytes() for path in (tls.ca, tls.key, tls.cert))
+    except OSError as error:
+        raise Unavailable(f"tls: can't read {error.filename}: {error.strerror}") from error
+    credentials = grpc.ssl_channel_credentials(ca, key, cert)
     return grpc.secure_channel(endpoint.target, credentials)
 
 

@@ -4,18 +4,23 @@ Own small validation instead of a library: the service has to start within half 
 """
 
 import difflib
+import itertools
 import os
+import re
 import socket
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from csi.errors import DriverError
+from csi.errors import DriverError, Invalid
 from csi.model import NODE_NAME, POOL_NAME
 from csi.rpc.endpoint import Endpoint, TlsFiles, parse_endpoint
 from csi.settings import SECTIONS, SETTINGS, Setting, check_value, from_text, from_toml, settings_of
+
+if TYPE_CHECKING:
+    from csi.backends.lvm_space import Space
 
 DEFAULT_FILE = Path("/etc/snode/snode.toml")
 
@@ -48,6 +53,12 @@ class LvmPool:
     devices: tuple[Path, ...] = ()
     export: str = "tgt"
 
+    def space(self) -> "Space":
+        """How its volumes lie on the disks. Raises Invalid for a combination that does not exist."""
+        from csi.backends.lvm_thick import Thick
+
+        return Thick(self.layout, stripes=self.stripes, mirrors=self.mirrors)
+
 
 @dataclass(frozen=True)
 class LvmThinPool:
@@ -61,6 +72,22 @@ class LvmThinPool:
     devices: tuple[Path, ...] = ()
     export: str = "tgt"
 
+    def space(self) -> "Space":
+        """Where its volumes' blocks come from."""
+        from csi.backends.lvm_thin import Thin
+
+        return Thin(
+            self.thin_pool,
+            overcommit_ratio=self.overcommit_ratio,
+            data_watermark_percent=self.data_watermark_percent,
+            metadata_watermark_percent=self.metadata_watermark_percent,
+        )
+
+
+#: The environment variables that Kubernetes (and Docker's links) make of a Service with our name.
+_SERVICE = re.compile(
+    r"SNODE_([A-Z0-9_]+_)?(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT(_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)"
+)
 
 AnyPool = FilesPool | LvmPool | LvmThinPool
 _POOL_CLASSES: dict[str, type[AnyPool]] = {"files": FilesPool, "lvm": LvmPool, "lvm-thin": LvmThinPool}
@@ -263,19 +290,49 @@ class _Reader:
             )
         for name, pool in pools.items():
             self._relate_pool(f"{source}: pools.{name}", pool)
+        for (name, pool), (other_name, other) in itertools.combinations(pools.items(), 2):
+            self._relate_pools(f"{source}: pools.{other_name}", other, name, pool)
 
     def _relate_pool(self, where: str, pool: AnyPool) -> None:
         if pool.export == "none" and not isinstance(pool, FilesPool):
             self._problems.append(f'{where}.export: only pools of type files go without an export; use export = "tgt"')
 
+        if isinstance(pool, LvmPool):
+            try:
+                pool.space()
+            except Invalid as error:
+                key, _, complaint = str(error).partition(" ")
+                self._problems.append(f"{where}.{key}: {complaint}")
+
+    def _relate_pools(self, where: str, pool: AnyPool, name: str, earlier: AnyPool) -> None:
+        """Two pools must not take each other's files or space into their account."""
+        if isinstance(pool, FilesPool) and isinstance(earlier, FilesPool):
+            folder, other = (Path(os.path.realpath(each.directory)) for each in (pool, earlier))
+            if folder.is_relative_to(other) or other.is_relative_to(folder):
+                self._problems.append(
+                    f"{where}.directory: {pool.directory} and {earlier.directory} of pool {name} are one folder, or one "
+                    "is in the other; give each pool its own"
+                )
+        if isinstance(pool, LvmThinPool) and isinstance(earlier, LvmThinPool):
+            if (pool.vg, pool.thin_pool) == (earlier.vg, earlier.thin_pool):
+                self._problems.append(
+                    f"{where}.thin_pool: {pool.vg}/{pool.thin_pool} is pool {name} already; name another thin pool"
+                )
+
     def _check_variables(self) -> None:
-        """Find misspelt variables. Others with our prefix are left alone: Kubernetes makes SNODE_PORT of a Service."""
+        """Refuse unknown variables, like unknown keys; not those that Kubernetes makes of a Service (SNODE_PORT)."""
         known = [setting.variable for setting in SETTINGS if setting.variable.startswith("SNODE_")]
+        test = self._environment.get("SNODE_TEST") == "1"
         for name in self._environment:
-            if name.startswith("SNODE_") and name not in known:
-                near = difflib.get_close_matches(name, known, n=1, cutoff=0.88)
-                if near:
-                    self._problems.append(f"environment variable {name}: unknown; did you mean {near[0]}?")
+            if not name.startswith("SNODE_") or name in known or name == "SNODE_TEST" or _SERVICE.fullmatch(name):
+                continue
+            if name in ("SNODE_CRASH_AT", "SNODE_CRASH_LOG"):
+                if not test:
+                    self._problems.append(f"environment variable {name}: for tests only, with SNODE_TEST=1; unset it")
+                continue
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+            hint = f"did you mean {near[0]}?" if near else "unset it"
+            self._problems.append(f"environment variable {name}: unknown setting; {hint}")
 
     def _host_name(self) -> str:
         name = socket.gethostname().lower()

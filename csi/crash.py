@@ -1,8 +1,8 @@
 """The crash switch of the tests: end this process, as kill -9 does, at a chosen step.
 
-A service that is started with SNODE_CRASH_AT=N ends itself at the N-th boundary that it passes (before or after an
-external command, a call to tgtd, a record); with SNODE_CRASH_LOG=FILE it appends the name of every boundary to the
-file. Without these variables nothing of this is active.
+A service that is started with SNODE_TEST=1 and SNODE_CRASH_AT=N ends itself at the N-th boundary that it passes (before
+or after an external command, a call to tgtd, a record); with SNODE_CRASH_LOG=FILE it appends the name of every boundary
+to the file. Without SNODE_TEST=1 nothing of this is active, and the settings refuse the other two.
 """
 
 import itertools
@@ -11,14 +11,18 @@ import signal
 from collections.abc import Mapping
 from pathlib import Path
 
+from csi.errors import Invalid
 from csi.run import Boundary, no_boundary
 
 
 def boundary_from(environment: Mapping[str, str]) -> Boundary:
-    """The boundary that the environment asks for; `no_boundary` when it asks for none."""
-    crash_at = int(environment.get("SNODE_CRASH_AT", "0"))
-    log = environment.get("SNODE_CRASH_LOG", "")
-    if not crash_at and not log:
+    """The boundary that the environment asks for; `no_boundary` when it asks for none. Raises Invalid."""
+    if environment.get("SNODE_TEST") != "1":
+        return no_boundary
+    crash_at, log = environment.get("SNODE_CRASH_AT", "0"), environment.get("SNODE_CRASH_LOG", "")
+    if not crash_at.isdecimal():
+        raise Invalid(f"environment variable SNODE_CRASH_AT: {crash_at!r} is not a whole number")
+    if not int(crash_at) and not log:
         return no_boundary
     numbers = itertools.count(1)  # next() on it is atomic
 
@@ -27,7 +31,7 @@ def boundary_from(environment: Mapping[str, str]) -> Boundary:
         if log:
             with Path(log).open("a") as file:
                 file.write(f"{name}\n")
-        if number == crash_at:
+        if number == int(crash_at):
             os.kill(os.getpid(), signal.SIGKILL)
 
     return boundary

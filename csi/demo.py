@@ -17,12 +17,13 @@ import grpc
 
 from csi.deadline import Deadline, wait_until
 from csi.demo_ground import Ground
+from csi.demo_service import Service
 from csi.errors import DriverError, Unavailable
 from csi.fs.grow import may_grow_mounted_ext4
 from csi.log import set_up
 from csi.pb import csi_pb2 as pb
 from csi.pb import csi_pb2_grpc as rpc
-from csi.run import Service, SubprocessRunner
+from csi.run import SubprocessRunner
 
 T = TypeVar("T")
 #: Sizes before and after growth: small, but xfs has a minimum.

@@ -12,8 +12,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from csi.deadline import Deadline, wait_until
+from csi.demo_service import Service
 from csi.errors import DriverError, Unavailable
-from csi.run import Runner, Service
+from csi.run import Runner
 
 _PORTAL = "127.0.0.1:13260"
 _CONTROL_PORT = "3270"
@@ -60,6 +61,11 @@ class Ground:
         self._undo = ExitStack()
         if not Path("/dev/loop-control").exists():
             runner.run(["modprobe", "-q", "loop"], deadline=deadline, ok=None)
+        if not Path("/dev/loop-control").exists():
+            raise Unavailable(
+                "/dev/loop-control is missing: no loop devices, which the demo needs; run `modprobe loop` on the host "
+                "(in a container, mount the host's /dev and run it privileged)"
+            )
         self.reason = why_not_iscsi(runner, deadline)
         self.folder = Path(tempfile.mkdtemp(prefix="snode-demo-", dir="/var/tmp"))
         self._undo.callback(self._remove_folder)

@@ -4,25 +4,25 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from csi.claims import folder_problem
 from csi.config import Config, LvmPool, LvmThinPool
 from csi.deadline import Deadline
-from csi.doctor_host import ERROR, OK, WARNING, Finding, Host
+from csi.doctor_host import ERROR, OK, WARNING, Finding, Host, told
 from csi.doctor_pools import Pools
 from csi.errors import DriverError
+from csi.model import NodeId
 
 _SECONDS = 20.0
 
 #: Which Debian package has a tool; other distributions call most of them the same.
 _PACKAGES = {
-    "losetup": "mount", "mount": "mount", "umount": "mount", "blkid": "util-linux", "blockdev": "util-linux",
+    "losetup": "mount", "mount": "mount", "umount": "mount", "blockdev": "util-linux",
     "wipefs": "util-linux", "mkfs.ext4": "e2fsprogs", "e2fsck": "e2fsprogs", "resize2fs": "e2fsprogs",
-    "dumpe2fs": "e2fsprogs", "mkfs.xfs": "xfsprogs", "xfs_growfs": "xfsprogs", "mkfs.btrfs": "btrfs-progs",
+    "mkfs.xfs": "xfsprogs", "xfs_growfs": "xfsprogs", "mkfs.btrfs": "btrfs-progs",
     "btrfs": "btrfs-progs", "modprobe": "kmod", "lvm": "lvm2", "tgtd": "tgt", "iscsiadm": "open-iscsi",
     "thin_check": "thin-provisioning-tools",
 }  # fmt: skip
-_NODE_TOOLS = (
-    "mount", "umount", "blkid", "blockdev", "wipefs", "mkfs.ext4", "e2fsck", "resize2fs", "dumpe2fs",
-)  # fmt: skip
+_NODE_TOOLS = ("mount", "umount", "blockdev", "wipefs", "mkfs.ext4", "e2fsck", "resize2fs")
 #: Missing ones cost a filesystem, not the node.
 _OPTIONAL_NODE_TOOLS = {"mkfs.xfs": "xfs", "xfs_growfs": "xfs", "mkfs.btrfs": "btrfs", "btrfs": "btrfs"}
 #: What says that a module is there when it is built into the kernel.
@@ -62,6 +62,7 @@ class _Doctor:
             if self._exported:
                 yield from self._tgtd()
         if self._node:
+            yield from self._node_id()
             if self._initiator:
                 yield from self._iscsi()
             yield from self._propagation()
@@ -72,13 +73,17 @@ class _Doctor:
         folder = self._config.state_dir
         if not folder.exists():
             yield Finding(OK, "state_dir", f"{folder} does not exist yet; the driver makes it")
-        elif not folder.is_dir():
+            return
+        if not folder.is_dir():
             yield Finding(ERROR, "state_dir", f"{folder} is not a folder", "set another state_dir, or move it away")
+            return
+        text, repair = folder_problem(folder, uid=0)
+        if text:
+            yield Finding(ERROR, "state_dir", f"{text}; the driver refuses it", repair)
         elif folder.stat().st_mode & 0o077:
             mode = f"{folder.stat().st_mode & 0o777:04o}"
-            yield Finding(
-                ERROR, "state_dir", f"{folder} has mode {mode}; its records hold secrets", f"chmod 0700 {folder}"
-            )
+            text = f"{folder} has mode {mode}; its records hold secrets"
+            yield Finding(ERROR, "state_dir", text, f"chmod 0700 {folder}")
         else:
             yield Finding(OK, "state_dir", f"{folder} is for root alone")
 
@@ -151,21 +156,33 @@ class _Doctor:
 
         socket = self._config.controller.tgt_socket
         export = TgtExport(socket, portals=self._config.controller.portals, runner=self._host.runner)
-        yield from _told("tgtd", self._problems(export.problems), f"answers at {socket} and is ready")
+        yield from self._told("tgtd", export.problems, f"answers at {socket} and is ready")
 
     def _iscsi(self) -> Iterator[Finding]:
         from csi.connectors.iscsi import IscsiConnector
 
         connector = IscsiConnector(self._host.runner, initiator_file=self._config.node.initiator_file)
-        yield from _told(
-            "iscsi", self._problems(connector.problems), "initiator name, iscsid and kernel module iscsi_tcp are ready"
-        )
+        yield from self._told("iscsi", connector.problems, "initiator name, iscsid and kernel module are ready")
 
-    def _problems(self, check: Callable[[Deadline], list[str]]) -> list[str]:
+    def _told(self, subject: str, check: Callable[[Deadline], list[str]], well: str) -> Iterator[Finding]:
         try:
-            return check(self._deadline)
+            problems = check(self._deadline)
         except DriverError as error:
-            return [str(error)]
+            problems = [str(error)]
+        yield from told(ERROR, subject, problems)
+        if not problems:
+            yield Finding(OK, subject, well)
+
+    def _node_id(self) -> Iterator[Finding]:
+        """CSI carries 192 bytes. The key is left to the driver: all keys are of one length."""
+        from csi.connectors.initiator import initiator_name
+
+        try:
+            initiator = initiator_name(self._config.node.initiator_file)
+        except DriverError:
+            initiator = ""  # told by the check of iSCSI, where it is needed
+        node_id = NodeId(self._config.node.name, public_key="-" * 43, initiator=initiator)
+        yield from told(ERROR, "node id", [node_id.problem()] if node_id.problem() else [])
 
     def _propagation(self) -> Iterator[Finding]:
         """Mounts made below the roots must reach the host and its containers, else a container writes beside them."""
@@ -199,15 +216,6 @@ class _Doctor:
             group = next((tag.partition(":")[2] for tag in fields[6:] if tag.startswith("shared:")), "")
             mounts[Path(fields[4])] = group
         return mounts
-
-
-def _told(subject: str, problems: list[str], well: str) -> Iterator[Finding]:
-    """Findings of a part's own problems, which are sentences with their repair."""
-    for problem in problems:
-        text, _, repair = problem.partition("; ")
-        yield Finding(ERROR, subject, text, repair)
-    if not problems:
-        yield Finding(OK, subject, well)
 
 
 def _peer_group(mounts: dict[Path, str], path: Path) -> str:

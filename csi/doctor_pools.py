@@ -3,12 +3,16 @@
 import json
 import os
 from collections.abc import Iterator
-from pathlib import Path
+from functools import partial
+from typing import TYPE_CHECKING
 
 from csi.config import Config, FilesPool, LvmPool, LvmThinPool
 from csi.deadline import Deadline
-from csi.doctor_host import ERROR, OK, WARNING, Finding, Host
+from csi.doctor_host import ERROR, OK, WARNING, Finding, Host, told
 from csi.errors import DriverError
+
+if TYPE_CHECKING:
+    from csi.backends.lvm_cli import Lvm
 
 #: LVM's default of about half a MiB is full with some 1,100 volumes, and can't be enlarged later.
 _SMALL_METADATA_BYTES = 16 << 20
@@ -47,58 +51,63 @@ class Pools:
         yield Finding(OK if free else ERROR, f"pool {name}", text, "" if free else "free space there")
 
     def _lvm_pool(self, name: str, pool: LvmPool | LvmThinPool) -> Iterator[Finding]:
+        from csi.backends.lvm_cli import Lvm
+        from csi.backends.lvm_trash import stuck
+        from csi.backends.lvm_view import is_of_pool, sick
+
         subject = f"pool {name}"
-        report = self._vg(pool)
-        if isinstance(report, str):
-            yield Finding(ERROR, subject, report, f"vgcreate --metadatasize 64m {pool.vg} DISK...")
+        udev = self._host.root / "run/udev/control"
+        # Without its state: the doctor writes nothing.
+        lvm = Lvm(pool.vg, runner=self._host.runner, state=None, devices=pool.devices, udev=udev)
+        try:
+            report = lvm.report(self._deadline)
+        except DriverError as error:
+            yield Finding(ERROR, subject, str(error).partition(" -> ")[0], self._repair(name, pool, lvm))
             return
-        size, free = int(report["vg_mda_size"]), int(report["vg_mda_free"])
-        spare = 100 * free // max(size, 1)
-        if size < _SMALL_METADATA_BYTES:
-            text = (
-                f"volume group {pool.vg}: metadata area of {size >> 10} KiB, {spare} % free; about 450 bytes a volume"
-            )
-            repair = "it can't be enlarged later: for a large pool make the group anew with vgcreate --metadatasize 64m"
-            yield Finding(ERROR if spare < 10 else WARNING, subject, text, repair)
-        else:
-            yield Finding(OK, subject, f"volume group {pool.vg}: metadata area of {size >> 20} MiB, {spare} % free")
-        if report.get("vg_autoactivation") == "enabled":
+        known = self._known_uuid(name)
+        if known and known != report.vg_uuid:
+            text = f"volume group {pool.vg} is not the one that this pool was made on, which has the uuid {known}"
+            yield Finding(ERROR, subject, text, f"bring its disks back, or set pools.{name}.vg to its name")
+        yield _metadata(subject, pool.vg, size=report.mda_size_bytes, free=report.mda_free_bytes)
+        if report.missing_pvs:
+            text = f"volume group {pool.vg}: {report.missing_pvs} of its disks are missing"
+            yield Finding(ERROR, subject, text, "bring them back: `pvs` names them")
+        if lvm.is_activated_at_boot(self._deadline):
             text = f"volume group {pool.vg} is activated at boot, before the driver's filter is in place"
             yield Finding(WARNING, subject, text, f"vgchange --setautoactivation n {pool.vg}")
-        if isinstance(pool, LvmThinPool):
-            yield from self._thin_pool(subject, pool)
-
-    def _vg(self, pool: LvmPool | LvmThinPool) -> "dict[str, str] | str":
-        """A row of `vgs`, or a sentence that says why there is none."""
-        options = "vg_name,vg_mda_size,vg_mda_free,vg_autoactivation"
-        rows = self._report("vgs", "vg", options, pool.vg, pool.devices)
-        if isinstance(rows, str):
-            return rows
-        return rows[0] if rows else f"volume group {pool.vg} does not exist"
-
-    def _thin_pool(self, subject: str, pool: LvmThinPool) -> Iterator[Finding]:
-        rows = self._report("lvs", "lv", "lv_name,segtype", f"{pool.vg}/{pool.thin_pool}", pool.devices)
-        if isinstance(rows, str) or not rows or rows[0]["segtype"] != "thin-pool":
-            text = f"{pool.vg}/{pool.thin_pool} is not a thin pool"
-            repair = f"lvcreate --type thin-pool --poolmetadatasize 1g -l 90%FREE -n {pool.thin_pool} {pool.vg}"
-            yield Finding(ERROR, subject, text, repair)
-        else:
+        space = pool.space()
+        problems, warnings = space.problems(report), space.warnings(report)
+        yield from told(ERROR, subject, problems)
+        yield from told(WARNING, subject, warnings)
+        yield from told(WARNING, subject, sick(report, pool=name, space=space, told=warnings))
+        yield from told(WARNING, subject, stuck(report, mine=partial(is_of_pool, pool=name, space=space)))
+        if isinstance(pool, LvmThinPool) and not problems:
             yield Finding(OK, subject, f"thin pool {pool.vg}/{pool.thin_pool}")
 
-    def _report(
-        self, command: str, section: str, options: str, name: str, devices: tuple[Path, ...]
-    ) -> "list[dict[str, str]] | str":
-        accepted = ",".join(f'"a|^{device}$|"' for device in devices)
-        only = f'filter=[{accepted},"r|.*|"] ' if devices else ""
-        config = f'devices{{{only}scan_lvs=0 hints="none"}} backup{{backup=0 archive=0}}'
-        argv = ["lvm", command, f"--config={config}", "--reportformat=json", "--units=b", "--nosuffix"]
-        argv += [f"--options={options}", "--", name]
+    def _repair(self, name: str, pool: LvmPool | LvmThinPool, lvm: "Lvm") -> str:
+        """To make the group only when it surely never was: the advice would overwrite one that LVM fails to read."""
         try:
-            result = self._host.runner.run(argv, deadline=self._deadline, read_only=True, ok=None)
-        except DriverError as error:
-            return str(error)
-        if result.returncode != 0:
-            words = "; ".join(line.strip() for line in result.stderr.splitlines() if line.strip())
-            return words or f"lvm {command} {name} failed"
-        rows: list[dict[str, str]] = json.loads(result.stdout)["report"][0][section]
-        return rows
+            # Others than root may not read the disks, which for LVM is the same as no group on them.
+            absent = self._host.uid == 0 and not self._known_uuid(name) and lvm.is_absent(self._deadline)
+        except DriverError:
+            absent = False
+        if absent:
+            return f"vgcreate --metadatasize 64m {pool.vg} DISK..., or correct pools.{name}.vg"
+        return f"see `vgs {pool.vg}` and `pvs`, bring its disks back, or correct pools.{name}.devices"
+
+    def _known_uuid(self, name: str) -> str:
+        """The uuid of the group that the pool was made on; "" when it was never used, or nobody can say."""
+        try:
+            record = self._config.state_dir / "pools" / name / "vg.json"
+            return str(json.loads(record.read_text())["uuid"])
+        except (OSError, ValueError, KeyError):
+            return ""
+
+
+def _metadata(subject: str, vg: str, *, size: int, free: int) -> Finding:
+    spare = 100 * free // max(size, 1)
+    if size >= _SMALL_METADATA_BYTES:
+        return Finding(OK, subject, f"volume group {vg}: metadata area of {size >> 20} MiB, {spare} % free")
+    text = f"volume group {vg}: metadata area of {size >> 10} KiB, {spare} % free; about 450 bytes a volume"
+    repair = "it can't be enlarged later: for a large pool make the next group with a metadata area of 64 MiB"
+    return Finding(ERROR if spare < 10 else WARNING, subject, text, repair)

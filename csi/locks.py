@@ -37,7 +37,7 @@ class VolumeLocks:
 
     @contextmanager
     def hold(self, volume_id: str, *, background: bool = False) -> Iterator[None]:
-        """Hold the lock of a volume, or raise Busy at once.
+        """Hold the lock of a volume, or raise Busy at once; Unavailable when the state folder takes no lock.
 
         background: it is held for a short look between requests. A request waits for that, since its caller can't know
         of the look and would take Busy for a request of its own.
@@ -48,7 +48,7 @@ class VolumeLocks:
                 raise Busy(f"volume {volume_id}: another request for it is under way; repeat later")
             self._held[volume_id] = background
         try:
-            fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fd = self._open()
             try:
                 _set_lock(fd, volume_id, fcntl.F_WRLCK)
                 try:
@@ -63,6 +63,15 @@ class VolumeLocks:
                 del self._held[volume_id]
                 self._changed.notify_all()
 
+    def _open(self) -> int:
+        try:
+            return os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise Unavailable(
+                f"{self._path}: can't be opened ({error.strerror}); see that its filesystem is there and writable, and "
+                "repeat"
+            ) from error
+
 
 def _set_lock(fd: int, volume_id: str, kind: int) -> None:
     digest = hashlib.sha256(volume_id.encode()).digest()
@@ -72,6 +81,8 @@ def _set_lock(fd: int, volume_id: str, kind: int) -> None:
         fcntl.fcntl(fd, fcntl.F_OFD_SETLK, request)
     except (BlockingIOError, PermissionError) as error:  # POSIX allows EACCES for the same condition
         raise Busy(f"volume {volume_id}: another process works on it; repeat later") from error
+    except OSError as error:
+        raise Unavailable(f"volume {volume_id}: can't be locked ({error.strerror}) in the state folder") from error
 
 
 class ResourceLock:

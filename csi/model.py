@@ -7,6 +7,7 @@ import base64
 import enum
 import hashlib
 import re
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,10 @@ POOL_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")
 NODE_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?")
 #: RFC 3720 names, restricted to what tgtd accepts as a target name and an ACL.
 ISCSI_NAME = re.compile(r"(iqn\.[0-9]{4}-[0-9]{2}\.[a-z0-9:.-]+|eui\.[0-9a-f]{16}|naa\.[0-9a-f]{16,32})")
+
+_PORTAL = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<four>[0-9.]+)):(?P<port>[0-9]{1,5})", re.ASCII)
+#: CSI's limit for a node_id.
+_NODE_ID_BYTES = 192
 
 #: Prefix of every target that this driver owns; anything else in tgtd is somebody else's.
 TARGET_PREFIX = "iqn.2026-11.io.snode"
@@ -47,6 +52,23 @@ def volume_id_of(name: str) -> str:
 def scsi_id_of(volume_id: str) -> str:
     """The SCSI identity (NAA type 6, 32 hex digits) of a volume: what a CNODE finds in sysfs as `naa.…`."""
     return "6" + hashlib.sha256(b"snode-scsi-1:" + volume_id.encode()).hexdigest()[:31]
+
+
+def parse_portal(text: str) -> tuple[str, int]:
+    """Address and port of `192.0.2.10:3260` or `[2001:db8::10]:3260`, the address as iSCSI tools write it.
+
+    Numeric, because records and sessions are found by the address. Raises Invalid.
+    """
+    match = _PORTAL.fullmatch(text)
+    try:
+        if not match or not 0 < int(match["port"]) < 65536:
+            raise ValueError
+        family = socket.AF_INET6 if match["six"] else socket.AF_INET
+        return socket.inet_ntop(family, socket.inet_pton(family, match["six"] or match["four"])), int(match["port"])
+    except (ValueError, OSError) as error:
+        raise Invalid(
+            f"portal {text[:200]!r} is not ADDRESS:PORT, such as 192.0.2.10:3260 or [2001:db8::10]:3260"
+        ) from error
 
 
 class AccessMode(enum.Enum):
@@ -96,11 +118,22 @@ class NodeId:
     def __str__(self) -> str:
         return f"1;{self.name};{self.public_key};{self.initiator}"
 
+    def problem(self) -> str:
+        """What is wrong with its length, with the repair; "" when CSI can carry it."""
+        length = len(str(self))
+        if length <= _NODE_ID_BYTES:
+            return ""
+        return (
+            f"the node id of {self.name} has {length} bytes, CSI allows {_NODE_ID_BYTES} -> shorten node.name "
+            f"({len(self.name)} bytes) or the initiator name ({len(self.initiator)} bytes) by "
+            f"{length - _NODE_ID_BYTES} bytes"
+        )
+
     @classmethod
     def parse(cls, text: str) -> "NodeId":
         """Raises Invalid when the text is not a node id of this driver."""
         fields = text.split(";")
-        if len(text) > 192 or len(fields) != 4 or fields[0] != "1" or not NODE_NAME.fullmatch(fields[1]):
+        if len(text) > _NODE_ID_BYTES or len(fields) != 4 or fields[0] != "1" or not NODE_NAME.fullmatch(fields[1]):
             raise Invalid(f"node_id {text[:200]!r}: not an id that this driver's NodeGetInfo returned")
         _, name, key, initiator = fields
         if key and not re.fullmatch(r"[A-Za-z0-9_-]{43}", key):
@@ -141,6 +174,7 @@ class Publication:
     volume_id: str
     pool: str
     node_id: str  # the text form of NodeId
+    protocol: str  # of the export that offers it: "iscsi" or "loop"
     nonce: str  # 16 hex digits, new for each publication: makes the target name unrepeatable
     tid: int  # tgtd's target number, random, never reused
     device: Path
@@ -180,6 +214,7 @@ class Attachment:
     size_bytes: int
     readonly: bool
     may_format: bool
+    block: bool = False  # published as a raw device
     scsi_id: str = ""  # iscsi
     paths: tuple[IscsiPath, ...] = ()  # iscsi
     chap: Chap | None = None  # iscsi

@@ -1,13 +1,14 @@
 """The publications of a SNODE: records on disk, kept in memory too, since one controller owns them."""
 
 import threading
-from dataclasses import asdict
+from contextlib import suppress
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from csi.errors import DataLoss, DriverError
+from csi.errors import DataLoss, DriverError, NoSpace, Unavailable
 from csi.log import get_logger
-from csi.model import AccessMode, Capability, Chap, Publication
+from csi.model import TARGET_PREFIX, AccessMode, Capability, Chap, Publication
 from csi.records import RecordStore
 
 
@@ -36,20 +37,66 @@ class Publications:
 
     def of(self, volume_id: str) -> list[Publication]:
         """The publications of one volume. Raises DataLoss when a record of it can't be read."""
-        for name, why in self.damaged.items():
-            if name.startswith(f"{volume_id}."):
-                raise DataLoss(f"volume {volume_id}: its publication record is damaged: {why}")
+        for name in self.damaged_of(volume_id):
+            raise DataLoss(
+                f"volume {volume_id}: its publication record is damaged: {self.damaged[name]}. Unpublish the volume, "
+                "which fences whatever node it was published to"
+            )
+        return self.readable_of(volume_id)
+
+    def readable_of(self, volume_id: str) -> list[Publication]:
+        """The publications of one volume as far as their records can be read."""
         with self._guard:
             return list(self._known.get(volume_id, {}).values())
 
+    def damaged_of(self, volume_id: str) -> list[str]:
+        """The names of the records of one volume that can't be read."""
+        return [name for name in self.damaged if name.startswith(f"{volume_id}.")]
+
+    def damaged_targets(self) -> set[str]:
+        """The targets that the damaged records spoke of: a record's name has the volume and the nonce."""
+        return {f"{TARGET_PREFIX}:{name.replace('.', ':', 1)}" for name in self.damaged}
+
     def write(self, publication: Publication) -> None:
-        """Put a publication on disk, new or changed."""
+        """Put a publication on disk, new or changed. After an error the memory holds what the disk holds."""
         fields: dict[str, Any] = asdict(publication)
         fields["device"] = str(publication.device)
         fields["capability"]["access_mode"] = publication.capability.access_mode.value
-        self._records.write(_name(publication), fields)
+        try:
+            self._records.write(_name(publication), fields)
+        except DriverError:
+            # The rename may have come about although the sync of its folder failed.
+            self._read_back(_name(publication))
+            raise
         with self._guard:
             self._keep(publication)
+
+    def revoke(self, publication: Publication) -> Publication:
+        """Mark a publication as being fenced; nothing restores its target any more.
+
+        A disk that takes no record must not keep a node attached: the mark then is in memory only. Should this process
+        end before the fence does, the caller has had no answer and repeats.
+        """
+        revoked = replace(publication, revoked=True)
+        try:
+            self.write(revoked)
+        except (NoSpace, Unavailable) as error:
+            get_logger("publications").warning("revoked in memory only", record=_name(publication), error=str(error))
+            with self._guard:
+                self._keep(revoked)
+        return revoked
+
+    def forget_damaged(self, name: str) -> None:
+        """Set a damaged record aside, once what it spoke of is fenced."""
+        self._records.set_aside(name)
+        self.damaged.pop(name, None)
+
+    def _read_back(self, name: str) -> None:
+        with suppress(DriverError, KeyError, TypeError, ValueError):
+            fields = self._records.read(name)
+            if fields is not None:
+                with self._guard:
+                    self._keep(_from_fields(fields))
 
     def remove(self, publication: Publication) -> None:
         """Forget a publication whose export is gone."""
@@ -74,6 +121,7 @@ def _from_fields(fields: dict[str, Any]) -> Publication:
         volume_id=fields["volume_id"],
         pool=fields["pool"],
         node_id=fields["node_id"],
+        protocol=fields["protocol"],
         nonce=fields["nonce"],
         tid=fields["tid"],
         device=Path(fields["device"]),

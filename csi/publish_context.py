@@ -1,7 +1,8 @@
 """publish_context: what the controller tells the node through the CO, as CSI's map of strings.
 
 A versioned list of paths (target, portal, LUN) with the identity of the device, so that many portals, multipath and
-volumes that move need no new format. The CHAP pair is sealed to the node; everything else is public.
+volumes that move need no new format. The CHAP pair is sealed to the node; everything else is public, but none of it can
+be changed: the seal holds for exactly this context.
 """
 
 import json
@@ -9,15 +10,19 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from csi.errors import Invalid
-from csi.model import Attachment, Chap, IscsiPath, Publication, scsi_id_of
+from csi.model import Attachment, Capability, Chap, IscsiPath, Publication, scsi_id_of
 from csi.sealing import seal
 
 FORMAT = "1"
+#: What the volume was published as: a raw device holds data without any signature, so it is never taken for a new one.
+BLOCK, MOUNT = "block", "mount"
+_SEALED = "sealed"
 
 
-def binding(volume_id: str, node_id: str, generation: str) -> str:
-    """What a sealed secret is bound to: one publication on one node."""
-    return f"{volume_id} {node_id} {generation}"
+def binding(volume_id: str, node_id: str, context: Mapping[str, str]) -> str:
+    """What a sealed secret is bound to: one publication on one node, told in exactly this context."""
+    rest = {key: value for key, value in context.items() if key != _SEALED}
+    return f"{volume_id} {node_id} {json.dumps(rest, sort_keys=True)}"
 
 
 def encode(
@@ -31,23 +36,25 @@ def encode(
         "size_bytes": str(publication.size_bytes),
         "readonly": str(publication.readonly).lower(),
         "may_format": str(may_format).lower(),
+        "access_type": access_type(publication.capability),
     }
     if protocol == "loop":
         return context | {"file": str(publication.device)}
-    node = publication.node
-    return context | {
+    context |= {
         "scsi_id": scsi_id_of(publication.volume_id),
         "paths": json.dumps([{"target": p.target, "portal": p.portal, "lun": p.lun} for p in paths]),
-        "sealed": seal(
-            publication.chap,
-            public_key=node.public_key,
-            bound_to=binding(publication.volume_id, publication.node_id, publication.nonce),
-        ),
     }
+    bound_to = binding(publication.volume_id, publication.node_id, context)
+    return context | {_SEALED: seal(publication.chap, public_key=publication.node.public_key, bound_to=bound_to)}
 
 
-def decode(volume_id: str, context: Mapping[str, str], *, open_sealed: Callable[[str, str], Chap]) -> Attachment:
-    """The attachment that a context describes. `open_sealed(sealed, generation)` opens the CHAP pair.
+def access_type(capability: Capability) -> str:
+    """CSI's access type of a capability, as the context has it."""
+    return BLOCK if capability.block else MOUNT
+
+
+def decode(volume_id: str, context: Mapping[str, str], *, open_sealed: Callable[[str], Chap]) -> Attachment:
+    """The attachment that a context describes. open_sealed opens the CHAP pair, bound to this context (`binding`).
 
     Raises Invalid naming the key that is missing or malformed.
     """
@@ -67,6 +74,7 @@ def decode(volume_id: str, context: Mapping[str, str], *, open_sealed: Callable[
         size_bytes=_number(context, "size_bytes"),
         readonly=_flag(context, "readonly"),
         may_format=_flag(context, "may_format"),
+        block=_access_type(context) == BLOCK,
     )
     if protocol == "loop":
         return _replace(common, file=Path(_get(context, "file")))
@@ -74,7 +82,7 @@ def decode(volume_id: str, context: Mapping[str, str], *, open_sealed: Callable[
         common,
         scsi_id=_get(context, "scsi_id"),
         paths=_paths(_get(context, "paths")),
-        chap=open_sealed(_get(context, "sealed"), generation),
+        chap=open_sealed(_get(context, _SEALED)),
     )
 
 
@@ -101,6 +109,13 @@ def _flag(context: Mapping[str, str], key: str) -> bool:
     if text not in ("true", "false"):
         raise Invalid(f"publish_context.{key}: {text[:40]!r} is neither true nor false")
     return text == "true"
+
+
+def _access_type(context: Mapping[str, str]) -> str:
+    text = _get(context, "access_type")
+    if text not in (BLOCK, MOUNT):
+        raise Invalid(f"publish_context.access_type: {text[:40]!r} is neither {BLOCK} nor {MOUNT}")
+    return text
 
 
 def _paths(text: str) -> tuple[IscsiPath, ...]:

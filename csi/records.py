@@ -10,6 +10,7 @@ import os
 import re
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,13 @@ class RecordStore:
         except OSError as error:
             raise Unavailable(f"{path}: can't be removed ({error.strerror}); repair the disk and repeat") from error
         self._boundary("record-remove:after")
+
+    def set_aside(self, name: str) -> None:
+        """Rename a record that can't be read to `NAME.damaged`, for a human to look at; absent is fine."""
+        path = self._path(name)
+        with suppress(FileNotFoundError):
+            path.rename(path.with_suffix(".damaged"))
+            self._sync_folder()
 
     def names(self) -> list[str]:
         """The names of all records, sorted."""

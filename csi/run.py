@@ -1,4 +1,4 @@
-"""Running the host's tools: the only place that starts processes.
+"""Running the host's tools: the only place where the driver starts processes.
 
 No shell, no preexec_fn (deadly beside gRPC threads), a process group for each child so that grandchildren end with it,
 stdin closed, a minimal environment. Secrets are never in argv: they go through `input` or files.
@@ -10,7 +10,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +23,11 @@ from csi.log import get_logger
 #: Called with a name before and after each step that changes the world; tests stop the process there.
 Boundary = Callable[[str], None]
 
-_SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+#: Where programs are looked for, whatever PATH the driver was started with.
+SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _KILL_AFTER_SECONDS = 5.0
 _ENVIRONMENT = {
-    "PATH": _SEARCH_PATH,
+    "PATH": SEARCH_PATH,
     "LC_ALL": "C",
     "LVM_SUPPRESS_FD_WARNINGS": "1",
     # mount(8) of util-linux 2.39 and later uses system calls that do not follow /proc/self/fd/N, which targets are
@@ -71,6 +72,10 @@ class Runner(Protocol):
         Raises CommandFailed for another exit code, Timeout when the command had to be killed, Unavailable when the
         program is missing.
         """
+        ...
+
+    def has(self, program: str) -> bool:
+        """Whether the program is there. Starts no process."""
         ...
 
 
@@ -120,6 +125,10 @@ class SubprocessRunner:
             raise failed(result)
         return result
 
+    def has(self, program: str) -> bool:
+        """See Runner.has."""
+        return shutil.which(program, path=SEARCH_PATH) is not None
+
     def end_read_only(self) -> None:
         """End the running commands that change nothing; called when the service stops."""
         with self._guard:
@@ -127,13 +136,8 @@ class SubprocessRunner:
                 _signal_group(process, signal.SIGKILL)
 
     def _start(self, argv: Sequence[str], has_input: bool, pass_fds: Sequence[int]) -> "subprocess.Popen[str]":
-        program = shutil.which(argv[0], path=_SEARCH_PATH)
-        if program is None:
-            raise Unavailable(
-                f"{argv[0]}: program not found; install the package that has it (snode doctor says which)"
-            )
         return subprocess.Popen(
-            [program, *argv[1:]],
+            [find_program(argv[0]), *argv[1:]],
             stdin=subprocess.PIPE if has_input else subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -146,45 +150,12 @@ class SubprocessRunner:
         )
 
 
-class Service:
-    """A program that runs beside us until `stop`, its output in a file; for the demo, not for the driver's own work."""
-
-    def __init__(self, argv: Sequence[str], *, log: Path, environment: Mapping[str, str] | None = None) -> None:
-        """Start argv. Raises Unavailable when the program is missing."""
-        program = shutil.which(argv[0], path=_SEARCH_PATH)
-        if program is None:
-            raise Unavailable(
-                f"{argv[0]}: program not found; install the package that has it (snode doctor says which)"
-            )
-        with log.open("ab") as output:
-            self._process = subprocess.Popen(
-                [program, *argv[1:]],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                env={"PATH": _SEARCH_PATH, "LC_ALL": "C", **(environment or {})},
-                process_group=0,
-            )
-        self.log = log
-
-    @property
-    def pid(self) -> int:
-        """The process id."""
-        return self._process.pid
-
-    @property
-    def running(self) -> bool:
-        """False once it has ended."""
-        return self._process.poll() is None
-
-    def stop(self, *, seconds: float = 30.0) -> None:
-        """SIGTERM, and SIGKILL to the whole group if it has not ended after `seconds`."""
-        _signal_group(self._process, signal.SIGTERM)
-        try:
-            self._process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            _signal_group(self._process, signal.SIGKILL)
-            self._process.wait()
+def find_program(name: str) -> str:
+    """The path of a program. Raises Unavailable when it is missing."""
+    program = shutil.which(name, path=SEARCH_PATH)
+    if program is None:
+        raise Unavailable(f"{name}: program not found; install the package that has it (snode doctor says which)")
+    return program
 
 
 def failed(result: Result) -> CommandFailed:
@@ -212,6 +183,6 @@ def _finish(process: "subprocess.Popen[str]", input: str | None, limit: float) -
     return out, err, True
 
 
-def _signal_group(process: "subprocess.Popen[str] | subprocess.Popen[bytes]", number: signal.Signals) -> None:
+def _signal_group(process: "subprocess.Popen[str]", number: signal.Signals) -> None:
     with suppress(ProcessLookupError):  # it ended by itself in this moment
         os.killpg(process.pid, number)

@@ -39,6 +39,16 @@ def seal(chap: Chap, *, public_key: str, bound_to: str) -> str:
     )
 
 
+def check_public_key(public_key: str, *, whose: str) -> None:
+    """Raise Invalid for a key that nothing can be sealed to (malformed, or of small order)."""
+    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+
+    try:
+        X25519PrivateKey.generate().exchange(X25519PublicKey.from_public_bytes(_decode(public_key)))
+    except ValueError as error:
+        raise Invalid(f"{whose}: its key can't be used ({error}); restart the node service, which makes one") from error
+
+
 class NodeKey:
     """The X25519 key of this node. The private half never leaves the state folder."""
 
@@ -75,8 +85,8 @@ class NodeKey:
             plain = _cipher(shared, sender_public + _decode(self.public)).decrypt(bytes(12), box, bound_to.encode())
         except (InvalidTag, ValueError) as error:
             raise Invalid(
-                "publish_context.sealed: not made for this node and publication; if the node's state folder was lost, "
-                "unpublish the volume and publish it again"
+                "publish_context.sealed: not made for this node, publication and context; pass the context on as it "
+                "is. If the node's state folder was lost, unpublish the volume and publish it again"
             ) from error
         try:
             return Chap(**json.loads(plain))

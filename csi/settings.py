@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from csi.errors import Invalid
-from csi.model import NODE_NAME, POOL_NAME
+from csi.model import NODE_NAME, POOL_NAME, parse_portal
 from csi.rpc.endpoint import parse_endpoint
 
 POOL_TYPES = ("files", "lvm", "lvm-thin")
@@ -17,7 +17,6 @@ LAYOUTS = ("linear", "striped", "raid1", "raid5", "raid6", "raid10")
 EXPORTS = ("tgt", "none")
 _LVM_NAME = re.compile(r"[A-Za-z0-9_.+][A-Za-z0-9_.+-]{0,39}")
 _DRIVER_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,61}[A-Za-z0-9])?")
-_PORTAL = re.compile(r"(\[[0-9a-fA-F:.]+\]|[0-9.]+):([0-9]{1,5})")
 
 
 class Kind(Enum):
@@ -72,9 +71,10 @@ def _endpoint(value: str) -> str:
 
 def _portals(value: tuple[str, ...]) -> str:
     for portal in value:
-        found = _PORTAL.fullmatch(portal)
-        if not found or not 0 < int(found.group(2)) < 65536:
-            return f"{portal!r} is not ADDRESS:PORT, such as 192.0.2.10:3260 or [2001:db8::10]:3260"
+        try:
+            parse_portal(portal)
+        except Invalid as error:
+            return str(error)
     return ""
 
 
@@ -175,7 +175,7 @@ SETTINGS: tuple[Setting, ...] = (
         "pools", "layout", Kind.CHOICE, "linear", "how a volume lies on the disks", choices=LAYOUTS, pool_types=("lvm",)
     ),
     _setting(
-        "pools", "stripes", Kind.COUNT, 0, "data stripes (0 = LVM's own choice)", most=128, pool_types=("lvm",)
+        "pools", "stripes", Kind.COUNT, 0, "data stripes of striped, raid5, raid6 and raid10 (0 = the least: 2, of raid6 3)", most=128, pool_types=("lvm",)
     ),
     _setting(
         "pools", "mirrors", Kind.COUNT, 0, "further copies of raid1 and raid10 (0 = one)", most=9, pool_types=("lvm",)

@@ -6,7 +6,7 @@ libblkid itself, by ctypes: the same code that blkid and wipefs use, but with an
 The SNODE looks in-process; the CNODE, whose devices may hang, has the same look in a child (csi/fs/look_helper.py). So
 this module imports little: the child's start is a good part of its time.
 
-A superblock that is damaged enough is not seen by it. So "nothing" alone permits nothing: what was seen once has to be
+A superblock that is damaged enough is not seen. So "nothing" alone permits nothing: what was seen once has to be
 remembered (`mark_used`).
 """
 
@@ -31,9 +31,9 @@ _FOUND = 0
 _NOTHING = 1
 _AMBIVALENT = -2
 
-#: Magic words of filesystems whose superblock libblkid passes over when its fields make no sense: place and name.
-#: ext4 is not among them: it is seen with damaged fields too, and noise has its two bytes too often.
-_MAGICS = ((0, b"XFSB", "xfs"), (65536 + 64, b"_BHRfS_M", "btrfs"))
+#: libblkid passes over an XFS whose superblock has fields that make no sense. An ext4 or a btrfs in such a state it
+#: sees.
+_XFS_MAGIC = b"XFSB"
 
 #: Bytes at each end that must be readable before "nothing" is believed. That many because libblkid 2.41 takes an
 #: unreadable label of ZFS, which has 256 KiB, for none; where it reads for all else it reports an error.
@@ -158,10 +158,8 @@ def _describe(blkid: ctypes.CDLL, probe: int) -> str:
 
 
 def _by_magic(fd: int, path: os.PathLike[str] | str) -> str:
-    for offset, magic, name in _MAGICS:
-        if _read(fd, path, offset, len(magic)) == magic:
-            return f"?{name} with a damaged superblock"
-    return ""
+    begin = _read(fd, path, 0, len(_XFS_MAGIC))
+    return "?xfs with a damaged superblock" if begin == _XFS_MAGIC else ""
 
 
 def _read(fd: int, path: os.PathLike[str] | str, offset: int, length: int) -> bytes:

@@ -3,7 +3,6 @@
 What a process does not need is not imported: a service has to start within half a second and idle in 60 MiB.
 """
 
-import fcntl
 import os
 import signal
 import threading
@@ -16,10 +15,11 @@ from typing import TYPE_CHECKING
 from csi import log
 from csi.backends.base import Backend
 from csi.background import Background, Readiness
-from csi.config import AnyPool, Config, ConfigError, FilesPool, LvmPool, LvmThinPool
+from csi.claims import claim_state_folder, claim_tgtd
+from csi.config import AnyPool, Config, FilesPool
 from csi.connectors.base import Connector
 from csi.crash import boundary_from
-from csi.errors import DriverError, Invalid, Unavailable
+from csi.errors import DriverError
 from csi.exports.base import Export
 from csi.locks import VolumeLocks
 from csi.records import RecordStore
@@ -28,7 +28,6 @@ from csi.rpc.server import Registration, Server, leave
 from csi.run import Boundary, Runner, SubprocessRunner, no_boundary
 
 if TYPE_CHECKING:
-    from csi.backends.lvm_space import Space
     from csi.staging import Staging
     from csi.volumes import Volumes
 
@@ -57,7 +56,9 @@ def serve(config: Config, *, roles: frozenset[str]) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: ending.set())
     log.set_up(level=config.log_level, json=config.log_format == "json")
-    _state(config, roles)
+    claim_state_folder(config.state_dir, roles)
+    if "controller" in roles and any(pool.export == "tgt" for pool in config.pools.values()):
+        claim_tgtd(config.controller.tgt_socket)
     driver = build(config, roles=roles, boundary=boundary_from(os.environ))
     server = Server(
         config.endpoint, calls=driver.calls, registrations=list(registrations(driver, config)), tls=config.tls
@@ -114,33 +115,14 @@ def start_background(driver: Driver) -> Background:
     """Start the threads that tend volumes and look after readiness."""
     background = Background()
     background.every(LOOK_SECONDS, "readiness", driver.readiness.look, longest_seconds=20.0)
-    for name, part in (("volumes", driver.volumes), ("staging", driver.staging)):
-        if part is not None:
-            background.every(TEND_SECONDS, name, part.tend)
+    if driver.volumes is not None:
+        # Threads of their own: a disk that hangs stops the work on its pool, and nothing else.
+        background.every(TEND_SECONDS, "exports", driver.volumes.reconcile)
+        for pool in driver.volumes.pool_names:
+            background.every(TEND_SECONDS, f"pool {pool}", partial(driver.volumes.tend_pool, pool))
+    if driver.staging is not None:
+        background.every(TEND_SECONDS, "staging", driver.staging.tend)
     return background
-
-
-# -- state folder ------------------------------------------------------------------------------------------------
-
-
-def _state(config: Config, roles: frozenset[str]) -> None:
-    """Make the state folder, for root alone, and be the only process of our roles in it."""
-    try:
-        config.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for role in sorted(roles):
-            _only_one(config.state_dir / f"{role}.lock", role)
-    except OSError as error:
-        raise Unavailable(f"state_dir {config.state_dir}: {error.strerror}; it must be a folder of root's") from error
-
-
-def _only_one(path: Path, role: str) -> None:
-    """Lock a file until the process ends: two controllers on one state folder would undo each other's targets."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(fd)
-        raise Unavailable(f"{path}: another {role} works in this state folder; stop it first") from error
 
 
 # -- SNODE -------------------------------------------------------------------------------------------------------
@@ -206,30 +188,11 @@ def _backend(name: str, pool: AnyPool, state: Path, runner: Runner, boundary: Bo
     return LvmBackend(
         name,
         vg=pool.vg,
-        space=_space(name, pool),
+        space=pool.space(),
         devices=pool.devices,
         state=state,
         runner=runner,
         boundary=boundary,
-    )
-
-
-def _space(name: str, pool: LvmPool | LvmThinPool) -> "Space":
-    """How volumes lie in a volume group. Raises ConfigError for a combination that does not exist."""
-    if isinstance(pool, LvmPool):
-        from csi.backends.lvm_thick import Thick
-
-        try:
-            return Thick(pool.layout, stripes=pool.stripes, mirrors=pool.mirrors)
-        except Invalid as error:
-            raise ConfigError([f"pools.{name}: {error}"]) from error
-    from csi.backends.lvm_thin import Thin
-
-    return Thin(
-        pool.thin_pool,
-        overcommit_ratio=pool.overcommit_ratio,
-        data_watermark_percent=pool.data_watermark_percent,
-        metadata_watermark_percent=pool.metadata_watermark_percent,
     )
 
 

@@ -51,7 +51,7 @@ class Driver:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env={**os.environ, **self._environment, **(environment or {}), "CSI_ENDPOINT": self.endpoint},
+                env={**_environment(), **self._environment, **(environment or {}), "CSI_ENDPOINT": self.endpoint},
             )
         options = [("grpc.initial_reconnect_backoff_ms", 20), ("grpc.max_reconnect_backoff_ms", 100)]
         self._channel = grpc.insecure_channel(self.endpoint, options=options)
@@ -93,6 +93,17 @@ class Driver:
         assert self._process is not None
         return self._process.pid
 
+    def resident_mib(self) -> float:
+        """Its resident memory in MiB."""
+        (line,) = [line for line in Path(f"/proc/{self.pid}/status").read_text().splitlines() if "VmRSS:" in line]
+        return int(line.split()[1]) / 1024
+
+    def cpu_seconds(self) -> float:
+        """What it and the commands that it ran took of the processor so far: unlike wall time, others' load counts
+        for little in it."""
+        after_name = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return sum(map(int, after_name[11:15])) / os.sysconf("SC_CLK_TCK")
+
     def log(self) -> str:
         """All that it ever logged."""
         return (self.folder / "driver.log").read_text(errors="replace")
@@ -109,3 +120,8 @@ class Driver:
         if self._channel is not None:
             self._channel.close()
         self._process = self._channel = None
+
+
+def _environment() -> dict[str, str]:
+    """Ours, without what other tests are set by, and with the switch that lets a test kill the driver at a step."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("SNODE_")} | {"SNODE_TEST": "1"}

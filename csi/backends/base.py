@@ -68,7 +68,7 @@ class Backend(Protocol):
         ...
 
     def problems(self, deadline: Deadline) -> list[str]:
-        """What is wrong with the pool, a sentence each with the repair; empty when all is well."""
+        """What is wrong with the pool, each as `what is wrong -> the repair`; empty when all is well."""
         ...
 
     def tend(self, deadline: Deadline) -> None:

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from csi.backends.figures import figure
 from csi.backends.images import ImageDirectory
 from csi.deadline import Deadline
 from csi.errors import Busy, DataLoss, DriverError, NoSpace, NotFound, Unavailable
+from csi.figures import figure
 from csi.locks import ResourceLock
 from csi.log import get_logger
 from csi.model import MIB, VOLUME_ID, Capacity, Volume
@@ -150,9 +150,9 @@ class FilesBackend:
             return [str(error)]
         found = []
         if mode & (stat.S_IWGRP | stat.S_IWOTH):
-            found.append(f"pool {self._pool}: {path} may be written by others than its owner; chmod 0700 it")
+            found.append(f"pool {self._pool}: {path} may be written by others than its owner -> chmod 0700 it")
         if read_only:
-            found.append(f"pool {self._pool}: {path} is on a read-only filesystem; remount it read-write")
+            found.append(f"pool {self._pool}: {path} is on a read-only filesystem -> remount it read-write")
         return found
 
     def tend(self, deadline: Deadline) -> None:

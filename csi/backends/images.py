@@ -69,11 +69,17 @@ class ImageDirectory:
     def _check_marker(self) -> None:
         known = self._state.read(_MARKER)
         here = self.sidecars.read(_MARKER)
+        owner = here.get("pool", self._pool) if here is not None else self._pool
+        if owner != self._pool:
+            raise Unavailable(
+                f"pool {self._pool}: {self.path} holds the volumes of pool {owner} -> give each pool a directory of its "
+                f"own (if the pool was renamed, write its new name into {self.path / _MARKER}.json)"
+            )
         if known is None:
-            identity = here["id"] if here is not None else secrets.token_hex(16)
             if here is None:
-                self.sidecars.write(_MARKER, {"id": identity})
-            self._state.write(_MARKER, {"id": identity})
+                here = {"id": secrets.token_hex(16), "pool": self._pool}
+                self.sidecars.write(_MARKER, here)
+            self._state.write(_MARKER, {"id": here["id"]})
         elif here is None or here.get("id") != known.get("id"):
             raise Unavailable(
                 f"pool {self._pool}: {self.path} is not the directory that this pool was made in; mount its filesystem "

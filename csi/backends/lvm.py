@@ -13,17 +13,18 @@ from functools import partial
 from pathlib import Path
 
 from csi.backends import lvm_tags, lvm_trash
+from csi.backends.again import Told
 from csi.backends.device_nodes import DeviceNodes, Node
-from csi.backends.figures import figure
 from csi.backends.lvm_cli import Lvm
 from csi.backends.lvm_group import Group
 from csi.backends.lvm_marks import Marks
 from csi.backends.lvm_report import Report
 from csi.backends.lvm_space import Space
-from csi.backends.lvm_view import View, is_of_pool
+from csi.backends.lvm_view import View, is_of_pool, sick
 from csi.backends.wipe import zero_ends
 from csi.deadline import Deadline, wait_until
 from csi.errors import Busy, CommandFailed, DataLoss, DriverError, InUse, NoSpace, Timeout
+from csi.figures import figure
 from csi.log import get_logger
 from csi.model import VOLUME_ID, Capacity, Volume
 from csi.records import RecordStore
@@ -31,9 +32,10 @@ from csi.run import Boundary, Runner, no_boundary
 from csi.signature import look
 
 #: Ages in seconds up to which a cached report will do.
-_AGE_FOR_CHECKS = 10.0
+_AGE_FOR_CHECKS = 30.0
 _AGE_FOR_CAPACITY = 2.0
-_AGE_IN_BACKGROUND = 30.0
+#: The background reads the group so much earlier than a request would have to that no request ever has to.
+_AGE_IN_BACKGROUND = 15.0
 #: Least share of the metadata area that must be free for a new volume: a full one can't even be given a tag.
 _MDA_FREE = 0.10
 _CLOSE_SECONDS = 3.0
@@ -69,7 +71,7 @@ class LvmBackend:
         self._view = View(pool, space=space, nodes=self._nodes, marks=self._marks)
         notes = RecordStore(state / "wipes", boundary=boundary)
         self._trash = lvm_trash.Trash(self._group, mine=mine, notes=notes, seconds=wipe_seconds)
-        self._warned: set[str] = set()
+        self._told = Told()
         self._log = get_logger("lvm")
 
     @property
@@ -93,20 +95,36 @@ class LvmBackend:
             raise ValueError(f"not a volume id: {volume_id!r}")
         nonce = secrets.token_hex(8)
         tags = lvm_tags.encode(pool=self._pool, name=name, parameters=parameters, nonce=nonce)
-        with self._group.lock.hold(deadline):
-            report = self._group.report(deadline, max_age=_AGE_FOR_CHECKS)
-            if volume_id in report.lvs and self._marks.is_incomplete(report.lvs[volume_id]):
-                report = self._group.remove(report, report.lvs[volume_id], deadline)
-            if volume_id in report.lvs:
-                existing = self._view.get(report, volume_id)
-                if existing.size_bytes == size_bytes and dict(existing.parameters) == dict(parameters):
-                    return existing
-                raise Busy(f"volume {volume_id}: it appeared in this moment, of another kind; repeat the request")
-            report = self._checked(report, volume_id, size_bytes, deadline)
-            self._marks.begin(volume_id, nonce=nonce)
-            report = self._make(report, volume_id, tags, size_bytes, deadline)
-            self._finish(volume_id, self._group.device(report, report.lvs[volume_id], deadline))
+        with self._marks.creation(volume_id):
+            with self._group.lock.hold(deadline):
+                report, is_new = self._begin(volume_id, tags, nonce, size_bytes, parameters, deadline)
+                node = self._group.device(report, report.lvs[volume_id], deadline) if is_new else None
+            if node is not None:
+                # Reads the device, so not under the pool's lock: a disk that hangs must not hang the pool.
+                self._finish(volume_id, node)
         return self._view.get(report, volume_id)
+
+    def _begin(
+        self,
+        volume_id: str,
+        tags: Sequence[str],
+        nonce: str,
+        size_bytes: int,
+        parameters: Mapping[str, str],
+        deadline: Deadline,
+    ) -> tuple[Report, bool]:
+        """A report with the volume, and whether it was made now."""
+        report = self._group.report(deadline, max_age=_AGE_FOR_CHECKS)
+        if volume_id in report.lvs and self._marks.is_incomplete(report.lvs[volume_id]):
+            report = self._group.remove(report, report.lvs[volume_id], deadline)
+        if volume_id in report.lvs:
+            existing = self._view.get(report, volume_id)
+            if existing.size_bytes == size_bytes and dict(existing.parameters) == dict(parameters):
+                return report, False
+            raise Busy(f"volume {volume_id}: it appeared in this moment, of another kind; repeat the request")
+        report = self._checked(report, volume_id, size_bytes, deadline)
+        self._marks.begin(volume_id, nonce=nonce)
+        return self._make(report, volume_id, tags, size_bytes, deadline), True
 
     def _make(self, report: Report, volume_id: str, tags: Sequence[str], size_bytes: int, deadline: Deadline) -> Report:
         try:
@@ -248,7 +266,7 @@ class LvmBackend:
         return [f"pool {self._pool}: {text}" for text in self._space.problems(report)]
 
     def warnings(self, deadline: Deadline) -> list[str]:
-        """What stops new volumes, or soon will: no reason not to serve those that exist, and to let them be deleted."""
+        """What needs care though the pool serves: of the pool, of volumes, of deleted ones; a sentence each."""
         with self._group.lock.hold(deadline):
             report = self._group.report(deadline, max_age=_AGE_FOR_CHECKS)
         return self._warnings(report)
@@ -257,14 +275,16 @@ class LvmBackend:
         found = self._space.warnings(report)
         if report.missing_pvs:
             found.append(
-                f"volume group {report.vg}: {report.missing_pvs} of its disks are missing, so nothing can be created; "
-                f"bring them back, or give them up with `vgreduce --removemissing {report.vg}`"
+                f"volume group {report.vg}: {report.missing_pvs} of its disks are missing, so nothing can be created "
+                f"-> bring them back, or give them up with `vgreduce --removemissing {report.vg}`"
             )
         low = _mda_low(report)
-        return [f"pool {self._pool}: {text}" for text in [*found, *([low] if low else [])]]
+        found += [low] if low else []
+        found += sick(report, pool=self._pool, space=self._space, told=found)
+        return [f"pool {self._pool}: {text}" for text in [*found, *self._trash.stuck(report)]]
 
     def tend(self, deadline: Deadline) -> None:
-        """See Backend.tend."""
+        """See Backend.tend. Wipes come last: what may wait for a disk holds up nothing but the next round."""
         try:
             with self._group.lock.hold(deadline.within(1.0)):
                 report = self._group.report(deadline, max_age=_AGE_IN_BACKGROUND)
@@ -272,11 +292,8 @@ class LvmBackend:
         except Timeout:
             return  # requests come first
         report = self._group.cached() or report
-        said = self._warnings(report)
-        for text in set(said) - self._warned:
-            self._log.warning("pool needs care", problem=text)
-        self._warned = set(said)
         self._trash.step(report, deadline)
+        self._told.tell(self._warnings(self._group.cached() or report))
 
     # -- parts ---------------------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from csi.backends.lvm_report import SECTIONS, Report, parse, parse_rows
+from csi.backends.volume_disks import is_on, volume_disks
 from csi.deadline import Deadline
 from csi.errors import CommandFailed, DriverError, InUse, Invalid, NoSpace, Unavailable
 from csi.records import RecordStore
@@ -20,8 +21,10 @@ _LV_NAME = re.compile(r"[A-Za-z0-9_.+][A-Za-z0-9_.+-]{0,63}")
 _DEVICE = re.compile(r"/dev/[A-Za-z0-9/_.:+@=,-]+")
 
 _JSON = ("--reportformat=json", "--units=b", "--nosuffix")
-# What we find our disks with: the machine's own filter and devices file hold, volumes are not searched.
-_SEARCH = 'devices{scan_lvs=0 hints="none"} backup{backup=0 archive=0}'
+# What we find our disks with. A device that is a volume of ours is not even opened: it may hang, and what is in it is a
+# guest's. Only where there is one does this stand in for the machine's `filter`; its devices file and its
+# `global_filter` hold always.
+_SEARCH = 'devices{%sscan_lvs=0 hints="none"} backup{backup=0 archive=0}'
 
 #: LVM's words (LC_ALL=C) for "does not fit", in lvcreate and lvextend.
 _NO_SPACE = re.compile(
@@ -45,13 +48,14 @@ class Lvm:
         vg: str,
         *,
         runner: Runner,
-        state: RecordStore,
+        state: RecordStore | None,
         devices: Sequence[Path] = (),
         udev: Path = Path("/run/udev/control"),
+        sys: Path = Path("/sys"),
     ) -> None:
         """devices: the group's disks; empty = found by a search at the first use and again when one is missing.
 
-        state keeps the group's uuid, so that another group of that name is never taken for it.
+        state keeps the group's uuid, so that another group of that name is never taken for it; None for a look only.
         udev: where it does not exist (a container), LVM makes the device nodes itself instead of waiting for udev.
         Raises Invalid for a name or path that LVM would misread.
         """
@@ -66,6 +70,7 @@ class Lvm:
         self._given = tuple(str(device) for device in devices)
         self._devices = self._given
         self._udev = udev
+        self._sys = sys
 
     # -- look ----------------------------------------------------------------------------------------------------
 
@@ -103,13 +108,16 @@ class Lvm:
 
     def _search(self, deadline: Deadline) -> tuple[str, ...]:
         """The disks of the group, by name; by its uuid when several groups have that name."""
-        argv = ["pvs", f"--config={_SEARCH}", *_JSON, "--options=pv_name,vg_name,vg_uuid"]
-        result = self._runner.run(argv, deadline=deadline, read_only=True, ok=None, timeout=_READ_SECONDS)
-        rows = [row for row in parse_rows(result.stdout or '{"report":[]}', "pv") if row["vg_name"] == self.vg]
-        if not rows:
-            said = f" (LVM says: {_words(result)})" if result.returncode else ""
+        rows, trouble = self._search_all(deadline)
+        if not rows and (trouble or self._known_uuid()):
+            # Never the advice to make it: it may well be there, with data.
+            said = f" (LVM says: {trouble})" if trouble else ""
             raise Unavailable(
-                f"volume group {self.vg}: not found on this machine{said}; make it with `vgcreate --metadatasize=64m "
+                f"volume group {self.vg}: not found on this machine{said} -> bring its disks back: see `pvs`"
+            )
+        if not rows:
+            raise Unavailable(
+                f"volume group {self.vg}: not found on this machine -> make it with `vgcreate --metadatasize=64m "
                 f"{self.vg} DISK…`, or correct `vg` in the configuration"
             )
         uuids = {row["vg_uuid"].replace("-", "") for row in rows}
@@ -127,6 +135,29 @@ class Lvm:
             raise Unavailable(f"volume group {self.vg}: none of its disks is there ({', '.join(names)})")
         return tuple(sorted(usable))
 
+    def _search_all(self, deadline: Deadline) -> tuple[list[dict[str, str]], str]:
+        """A row for each disk of a group of this name, and what LVM complained of if it failed."""
+        rejected = ",".join(f'"r|^/dev/{disk}$|"' for disk in sorted(volume_disks(self._sys)))
+        config = _SEARCH % (f"filter=[{rejected}] " if rejected else "")
+        argv = ["pvs", f"--config={config}", *_JSON, "--options=pv_name,vg_name,vg_uuid"]
+        result = self._runner.run(argv, deadline=deadline, read_only=True, ok=None, timeout=_READ_SECONDS)
+        rows = [row for row in parse_rows(result.stdout or '{"report":[]}', "pv") if row["vg_name"] == self.vg]
+        # Once more, for a volume that was attached meanwhile, and for machines whose LVM heeds no filter.
+        volumes = volume_disks(self._sys)
+        rows = [row for row in rows if not is_on(row["pv_name"], volumes)]
+        return rows, _words(result) if result.returncode else ""
+
+    def is_absent(self, deadline: Deadline) -> bool:
+        """True only if LVM looked at every disk, whatever `devices` says, without trouble, and has no such group."""
+        return self._search_all(deadline) == ([], "")
+
+    def is_activated_at_boot(self, deadline: Deadline) -> bool:
+        """Whether the machine activates the group by itself. False where LVM is too old to say (before 2.03.12)."""
+        argv = ["lvm", "vgs", self._config(), *_JSON, "--options=vg_autoactivation", "--", self.vg]
+        result = self._runner.run(argv, deadline=deadline, read_only=True, ok=None, timeout=_READ_SECONDS)
+        rows = parse_rows(result.stdout, "vg") if result.returncode == 0 else []
+        return any(row["vg_autoactivation"] == "enabled" for row in rows)
+
     def parts(self, report: Report, names: Sequence[str], deadline: Deadline) -> list[str]:
         """The kernel's devices of what RAID volumes or thin pools of these names consist of, those on top first.
 
@@ -140,12 +171,26 @@ class Lvm:
             line.strip().partition(":")[0] for line in result.stdout.splitlines() if part.fullmatch(line.strip())
         )
 
+    def raid_legs(self, name: str, deadline: Deadline) -> tuple[str, bool]:
+        """The kernel's letter for each leg of an active RAID volume (A alive and in step, a not yet, D dead; "" when it
+        says nothing), and whether nothing is left to be brought into step. LVM's report has this only in part.
+        """
+        argv = ["dmsetup", "status", "--noflush", "--", f"{_doubled(self.vg)}-{_doubled(name)}"]
+        result = self._runner.run(argv, deadline=deadline, read_only=True, timeout=_READ_SECONDS)
+        fields = result.stdout.split()  # start length raid TYPE COUNT LEGS DONE/ALL ACTION …
+        if len(fields) < 7 or fields[2] != "raid":
+            return "", False
+        done, _, total = fields[6].partition("/")
+        return fields[5], done == total
+
     def _known_uuid(self) -> str:
-        fields = self._state.read(_IDENTITY)
+        fields = self._state.read(_IDENTITY) if self._state else None
         return str(fields["uuid"]) if fields else ""
 
     def _check_identity(self, report: Report) -> None:
         known = self._known_uuid()
+        if self._state is None:
+            return
         if not known:
             self._state.write(_IDENTITY, {"vg": self.vg, "uuid": report.vg_uuid})
         elif known != report.vg_uuid:

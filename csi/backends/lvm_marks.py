@@ -3,11 +3,12 @@
 Both are records beside the group, because a tag costs a command: these cost an fsync.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from csi.backends import lvm_tags
-from csi.backends.backoff import Backoff
+from csi.backends.again import Backoff
 from csi.backends.lvm_group import Group
 from csi.backends.lvm_report import Lv, Report
 from csi.deadline import Deadline
@@ -26,8 +27,18 @@ class Marks:
         self._mine = mine
         self._creating = RecordStore(state / "creating", boundary=boundary)
         self._used = RecordStore(state / "used", boundary=boundary)
+        self._making: set[str] = set()
         self._backoff = Backoff()
         self._log = get_logger("lvm")
+
+    @contextmanager
+    def creation(self, volume_id: str) -> Iterator[None]:
+        """While a request makes this volume, the background does not take it for what a killed creation left."""
+        self._making.add(volume_id)
+        try:
+            yield
+        finally:
+            self._making.discard(volume_id)
 
     def begin(self, volume_id: str, *, nonce: str) -> None:
         """A creation begins; the volume it makes will have the nonce in its tags."""
@@ -65,6 +76,8 @@ class Marks:
     def tend(self, report: Report, deadline: Deadline) -> None:
         """Remove what killed creations left; write marks into the tags, a volume a call. The pool is locked."""
         for volume_id in self._creating.names():
+            if volume_id in self._making:
+                continue
             lv = report.lvs.get(volume_id)
             if lv is not None and self.is_incomplete(lv):
                 if self._backoff.due(volume_id):

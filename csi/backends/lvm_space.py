@@ -46,9 +46,9 @@ class Space(Protocol):
         ...
 
     def problems(self, report: Report) -> list[str]:
-        """What makes the pool useless: sentences with the repair."""
+        """What makes the pool useless, each as `what is wrong -> the repair`."""
         ...
 
     def warnings(self, report: Report) -> list[str]:
-        """What stops new volumes, or will, while those that exist are served: sentences with the repair."""
+        """What stops new volumes, or will, while those that exist are served; in the same form."""
         ...

@@ -2,9 +2,9 @@
 
 from dataclasses import replace
 
-from csi.backends.figures import figure
 from csi.backends.lvm_report import Lv, Report
 from csi.errors import Invalid, NoSpace
+from csi.figures import figure
 
 #: Layouts, with the least and the usual number of data stripes (0 = none to choose).
 _STRIPES = {"linear": (0, 0), "striped": (2, 2), "raid1": (0, 0), "raid5": (2, 2), "raid6": (3, 3), "raid10": (2, 2)}
@@ -12,9 +12,9 @@ _MIRRORED = frozenset({"raid1", "raid10"})
 _PARITY = {"raid5": 1, "raid6": 2}
 
 _HEALTH = {
-    "partial": "a disk of the volume is missing; bring it back, or replace it and run `lvconvert --repair`",
-    "refresh needed": "a disk of the volume had errors; `lvchange --refresh`, or replace it and `lvconvert --repair`",
-    "mismatches exist": "the RAID copies differ; run `lvchange --syncaction repair`",
+    "partial": "a disk of the volume is missing -> bring it back, or replace it and run `lvconvert --repair`",
+    "refresh needed": "a disk of the volume had errors -> `lvchange --refresh`, or replace it and `lvconvert --repair`",
+    "mismatches exist": "the RAID copies differ -> run `lvchange --syncaction repair`",
 }
 
 
@@ -106,7 +106,7 @@ class Thick:
     def health(self, report: Report, lv: Lv) -> str:
         """ "ok", or what is wrong with a volume."""
         if lv.health:
-            return _HEALTH.get(lv.health, f"LVM says of the volume: {lv.health}; see `lvs -a -o +devices`")
+            return _HEALTH.get(lv.health, f"LVM says of the volume: {lv.health} -> see `lvs -a -o +devices`")
         if lv.sync_percent is not None and lv.sync_percent < 100:
             return f"the RAID copies are not in step yet ({lv.sync_percent:.0f} %); until then no disk may fail"
         return "ok"
@@ -121,7 +121,7 @@ class Thick:
         if disks >= self._legs:
             return []
         problem = f"layout {self._layout} needs {self._legs} disks, it has {disks}"
-        return [f"volume group {report.vg}: {problem}; add disks (vgextend) or choose another layout"]
+        return [f"volume group {report.vg}: {problem} -> add disks (vgextend) or choose another layout"]
 
 
 def _free(report: Report) -> list[int]:

@@ -2,14 +2,14 @@
 
 from dataclasses import replace
 
-from csi.backends.figures import figure
 from csi.backends.lvm_report import Lv, Report
 from csi.errors import NoSpace, Unavailable
+from csi.figures import figure
 
 _HEALTH = {
-    "out_of_data": "no data space is left in the thin pool, writes fail; enlarge it (lvextend) now",
-    "metadata_read_only": "the thin pool's metadata is full or damaged, writes fail; enlarge or repair it (lvconvert)",
-    "failed": "the thin pool has failed; repair it (lvconvert --repair)",
+    "out_of_data": "no data space is left in the thin pool, writes fail -> enlarge it (lvextend) now",
+    "metadata_read_only": "the thin pool's metadata is full or damaged, writes fail -> enlarge or repair it",
+    "failed": "the thin pool has failed -> repair it (lvconvert --repair)",
 }
 
 
@@ -26,17 +26,12 @@ class Thin:
         overcommit_ratio: float = 1.0,
         data_watermark_percent: float = 90.0,
         metadata_watermark_percent: float = 70.0,
-        single_tenant: bool = False,
     ) -> None:
-        """thin_pool: its name in the group. overcommit_ratio: bytes promised for each byte of the pool.
-
-        single_tenant: allow a pool made with `--zero=n`, where a new volume may show data of a deleted one.
-        """
+        """thin_pool: its name in the group. overcommit_ratio: bytes promised for each byte of the pool."""
         self._thin_pool = thin_pool
         self._overcommit_ratio = overcommit_ratio
         self._data_watermark = data_watermark_percent
         self._metadata_watermark = metadata_watermark_percent
-        self._single_tenant = single_tenant
 
     # -- size ----------------------------------------------------------------------------------------------------
 
@@ -98,7 +93,7 @@ class Thin:
 
     def _missing(self, report: Report) -> str:
         return (
-            f"thin pool {report.vg}/{self._thin_pool}: does not exist; make it with `lvcreate --type=thin-pool "
+            f"thin pool {report.vg}/{self._thin_pool}: does not exist -> make it with `lvcreate --type=thin-pool "
             f"--zero=y --size=SIZE --name={self._thin_pool} {report.vg}`"
         )
 
@@ -114,11 +109,11 @@ class Thin:
         )
         for what, percent, limit, repair in levels:
             if percent is None:
-                return f"thin pool {report.vg}/{pool.name}: its {what} level is not known; activate it (lvchange -ay)"
+                return f"thin pool {report.vg}/{pool.name}: its {what} level is not known -> activate it (lvchange -ay)"
             if percent >= limit:
                 return (
-                    f"thin pool {report.vg}/{pool.name}: {what} is {percent:.1f} % full, nothing new from {limit:g} %; "
-                    f"delete data, or enlarge it: `{repair} {report.vg}/{pool.name}`"
+                    f"thin pool {report.vg}/{pool.name}: {what} is {percent:.1f} % full, nothing new from {limit:g} % "
+                    f"-> delete data, or enlarge it: `{repair} {report.vg}/{pool.name}`"
                 )
         return ""
 
@@ -129,7 +124,7 @@ class Thin:
         pool = report.lvs.get(self._thin_pool)
         word = lv.health or (pool.health if pool else "")
         if word:
-            return _HEALTH.get(word, f"LVM says of the volume: {word}; see `lvs -a {report.vg}`")
+            return _HEALTH.get(word, f"LVM says of the volume: {word} -> see `lvs -a {report.vg}`")
         if pool is not None and pool.data_percent is not None and pool.data_percent >= 100:
             return _HEALTH["out_of_data"]
         return "ok"
@@ -154,10 +149,10 @@ class Thin:
             return self._missing(report)
         where = f"thin pool {report.vg}/{pool.name}"
         if not pool.is_thin_pool:
-            return f"{where}: is not a thin pool; correct `thin_pool` in the configuration"
-        if not pool.zeroes and not self._single_tenant:
+            return f"{where}: is not a thin pool -> correct `thin_pool` in the configuration"
+        if not pool.zeroes:
             return (
-                f"{where}: does not zero its blocks, so a new volume would show data of a deleted one; run `lvchange "
+                f"{where}: does not zero its blocks, so a new volume would show data of a deleted one -> run `lvchange "
                 f"--zero=y {report.vg}/{pool.name}`"
             )
         return ""

@@ -1,5 +1,7 @@
 """Logical volumes as volumes: which of them are a pool's, and what they are."""
 
+from collections.abc import Sequence
+
 from csi.backends import lvm_tags
 from csi.backends.device_nodes import DeviceNodes
 from csi.backends.lvm_marks import Marks
@@ -7,6 +9,9 @@ from csi.backends.lvm_report import Lv, Report
 from csi.backends.lvm_space import Space
 from csi.errors import Conflict, DataLoss, NotFound
 from csi.model import VOLUME_ID, Volume
+
+#: Most volumes that one sentence names.
+_MOST_NAMED = 4
 
 
 def label_of(lv: Lv, *, pool: str, space: Space) -> lvm_tags.Label | None:
@@ -62,3 +67,24 @@ class View:
                 f"its tags (`lvs -o +tags {report.vg}/{volume_id}`) and rename it (lvrename)"
             )
         return volume
+
+
+def sick(report: Report, *, pool: str, space: Space, told: Sequence[str]) -> list[str]:
+    """What is wrong with the pool's volumes, one sentence for each kind of trouble: a lost disk may be a thousand's.
+
+    told: what is said of the pool already; a trouble of the whole pool is not repeated.
+    """
+    troubles: dict[str, list[str]] = {}
+    for lv in report.lvs.values():
+        label = label_of(lv, pool=pool, space=space)
+        if label is None or not VOLUME_ID.fullmatch(lv.name):
+            continue
+        health = label.damage or space.health(report, lv)
+        if health != "ok" and not any(text.endswith(health) for text in told):
+            troubles.setdefault(health, []).append(lv.name)
+    return [f"volume {_some(names)}: {health}" for health, names in troubles.items()]
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return ", ".join(names[:_MOST_NAMED]) + more

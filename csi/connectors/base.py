@@ -42,5 +42,5 @@ class Connector(Protocol):
         ...
 
     def problems(self, deadline: Deadline) -> list[str]:
-        """What is wrong with the initiator side, a sentence each with the repair; empty when all is well."""
+        """What is wrong with the initiator side, each as `what is wrong -> the repair`; empty when all is well."""
         ...

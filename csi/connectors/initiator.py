@@ -6,7 +6,7 @@ from pathlib import Path
 
 from csi.connectors.iscsiadm import Iscsiadm
 from csi.deadline import Deadline
-from csi.errors import CommandFailed, DriverError, Timeout, Unavailable
+from csi.errors import DriverError, Timeout, Unavailable
 from csi.model import ISCSI_NAME
 from csi.run import Runner
 
@@ -25,13 +25,15 @@ def initiator_name(path: Path = INITIATOR_FILE) -> str:
     try:
         text = path.read_text()
     except OSError as error:
-        raise Unavailable(f"{path}: no initiator name ({error.strerror}); install open-iscsi or {_NEW_NAME}") from error
+        raise Unavailable(
+            f"{path}: no initiator name ({error.strerror}) -> install open-iscsi or {_NEW_NAME}"
+        ) from error
     found = _LINE.findall(text)
     if len(found) != 1:
-        raise Unavailable(f"{path}: has {len(found)} lines InitiatorName=, wanted is one; {_NEW_NAME}")
+        raise Unavailable(f"{path}: has {len(found)} lines InitiatorName=, wanted is one -> {_NEW_NAME}")
     name = str(found[0])
     if len(name) > 223 or not ISCSI_NAME.fullmatch(name):
-        raise Unavailable(f"{path}: {name[:230]!r} is not an iSCSI name in lower case that tgt accepts; {_NEW_NAME}")
+        raise Unavailable(f"{path}: {name[:230]!r} is not an iSCSI name in lower case that tgt accepts -> {_NEW_NAME}")
     return name
 
 
@@ -52,20 +54,20 @@ class Initiator:
         self._sysfs = sysfs
         self._initiator_file = initiator_file
         self._iscsid_socket = iscsid_socket
+        self._module_seen = False
 
     def problems(self, deadline: Deadline) -> list[str]:
-        """What is wrong, a sentence each with the repair."""
+        """See Connector.problems. Starts no process once the kernel module was found."""
         found = []
-        try:
-            self._iscsiadm.version(deadline)
-        except (Unavailable, CommandFailed) as error:
-            found.append(f"iscsiadm can't be run ({error}); install the package open-iscsi")
+        if not self._iscsiadm.is_there():
+            found.append("iscsiadm is missing -> install the package open-iscsi")
         if reason := self._no_iscsid():
-            found.append(f"iscsid does not answer ({reason}); start it: `systemctl enable --now iscsid`")
-        if not self._module_usable(deadline):
+            found.append(f"iscsid does not answer ({reason}) -> start it: `systemctl enable --now iscsid`")
+        self._module_seen = self._module_seen or self._module_usable(deadline)
+        if not self._module_seen:
             found.append(
-                "kernel module iscsi_tcp is not loaded and modprobe does not find it; install the kernel's full module "
-                "package, then `modprobe iscsi_tcp` (with a container: on the host)"
+                "kernel module iscsi_tcp is not loaded and modprobe does not find it -> install the kernel's full "
+                "module package, then `modprobe iscsi_tcp` (with a container: on the host)"
             )
         try:
             name = initiator_name(self._initiator_file)
@@ -73,7 +75,7 @@ class Initiator:
             found.append(str(error))
         else:
             if _PLACEHOLDER.search(name):
-                found.append(f"initiator name {name} looks like one that came with an image, not unique; {_NEW_NAME}")
+                found.append(f"initiator name {name} looks like one that came with an image, not unique -> {_NEW_NAME}")
         return found
 
     def _no_iscsid(self) -> str:

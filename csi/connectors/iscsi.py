@@ -203,7 +203,7 @@ def _recovers(session: Session, deadline: Deadline) -> bool:
 
 
 def _check(attachment: Attachment) -> None:
-    what = f"publish context of volume {attachment.volume_id}"
+    what = f"publish_context.paths of volume {attachment.volume_id}"
     if not attachment.paths or not attachment.scsi_id:
         raise Invalid(f"{what}: no path or no identity in it")
     for path in attachment.paths:

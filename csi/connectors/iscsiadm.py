@@ -91,10 +91,9 @@ class Iscsiadm:
         """End one session; returns the exit code. Needs no record."""
         return self._run("--mode=session", f"--sid={session_number}", "--logout", deadline=deadline).returncode
 
-    def version(self, deadline: Deadline) -> str:
-        """What iscsiadm says of itself; raises Unavailable when it is not installed."""
-        argv = [*self._program, "--version"]
-        return self._runner.run(argv, deadline=deadline, read_only=True).stdout.strip()
+    def is_there(self) -> bool:
+        """Whether it can be started. Starts no process."""
+        return self._runner.has(self._program[0])
 
     def _run(self, *arguments: str, deadline: Deadline) -> Result:
         argv = [*self._program, *arguments]

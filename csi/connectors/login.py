@@ -6,7 +6,7 @@ from pathlib import Path
 from csi.connectors.devices import Devices
 from csi.connectors.iscsiadm import EXISTS, EXIT_CODES, REFUSED, Iscsiadm, error_of
 from csi.connectors.node_records import NodeRecords
-from csi.connectors.portal import Portal, resolve
+from csi.connectors.portal import Portal
 from csi.connectors.sessions import Session, Sessions
 from csi.deadline import Deadline, wait_until
 from csi.errors import DriverError, Invalid, Timeout, Unavailable
@@ -48,7 +48,7 @@ class Login:
             deadline.sleep(pause)
             deadline.check(f"log in for volume {attachment.volume_id}")
             pause = min(4.0, pause * 2)
-        raise Invalid(f"publish context of volume {attachment.volume_id}: no path in it")
+        raise Invalid(f"publish_context.paths of volume {attachment.volume_id}: no path in it")
 
     def wait_for_disk(self, session: Session, attachment: Attachment, deadline: Deadline) -> str:
         """The name of the disk at exactly our LUN. Scans, and scans again later and later, until it is there."""
@@ -72,7 +72,7 @@ class Login:
 
     def _try(self, path: IscsiPath, attachment: Attachment, deadline: Deadline) -> tuple[int, DriverError | None]:
         """One login by one path: the exit code and the error to raise if it stays so; None when logged in."""
-        portal = resolve(path.portal)
+        portal = Portal.parse(path.portal)
         try:
             portal.try_connect(deadline)
         except Unavailable as error:

@@ -119,14 +119,12 @@ class LoopConnector:
         return self._verified(names[0], volume_id, size_bytes=size_bytes)
 
     def problems(self, deadline: Deadline) -> list[str]:
-        """See Connector.problems."""
+        """See Connector.problems. Starts no process."""
         found = []
         if not (self._dev / "loop-control").exists():
             found.append(_no_loop(self._dev))
-        try:
-            self._runner.run(["losetup", "--version"], deadline=deadline, read_only=True)
-        except Unavailable as error:
-            found.append(f"losetup can't be run ({error}); install the package mount (util-linux)")
+        if not self._runner.has("losetup"):
+            found.append("losetup is missing -> install the package mount (util-linux)")
         return found
 
     def left_over(self) -> list[str]:
@@ -135,7 +133,7 @@ class LoopConnector:
 
     def _checked_file(self, attachment: Attachment) -> Path:
         """The file with its folder resolved; raises Invalid when it is not a volume's file below one of the roots."""
-        file, what = attachment.file, f"publish context of volume {attachment.volume_id}"
+        file, what = attachment.file, f"publish_context.file of volume {attachment.volume_id}"
         if file is None or file.name != attachment.volume_id + _SUFFIX or not file.is_absolute():
             raise Invalid(f"{what}: {str(file)[:200]!r} is not the path of the volume's file")
         try:
@@ -274,6 +272,6 @@ def _open_regular(file: Path, *, writable: bool) -> Iterator[os.stat_result]:
 
 def _no_loop(dev: Path) -> str:
     return (
-        f"{dev}/loop-control is missing: no loop devices; run `modprobe loop` on the host (in a container, mount the "
+        f"{dev}/loop-control is missing: no loop devices -> run `modprobe loop` on the host (in a container, mount the "
         "host's /dev and run it privileged)"
     )

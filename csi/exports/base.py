@@ -1,6 +1,6 @@
 """The seam between the use cases and the ways to offer a volume to a node."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
 from csi.deadline import Deadline
@@ -34,12 +34,22 @@ class Export(Protocol):
         """Make the new size of the device (publication.size_bytes) visible to the node, without an I/O error there."""
         ...
 
-    def reconcile(self, read_wanted: Callable[[], Sequence[Publication]], deadline: Deadline) -> None:
+    def fence_strays(self, volume_id: str, *, keep: Collection[str], deadline: Deadline) -> None:
+        """Fence every target of a volume that is not in `keep` (target names).
+
+        Records can be lost; a node that nobody knows of must not go on writing when another one gets the volume.
+        """
+        ...
+
+    def reconcile(
+        self, read_wanted: Callable[[], Sequence[Publication]], deadline: Deadline, *, spare: Collection[str] = ()
+    ) -> None:
         """Make the server hold exactly what `read_wanted` returns: restore after its restart, remove our strays, close
-        foreign sessions. It is called under the server's lock, so that a publication made or revoked meanwhile is seen.
+        foreign sessions. read_wanted is called under the server's lock, so that a publication made or revoked meanwhile
+        is seen. spare: names of targets of which nothing is known now; they stay as they are.
         """
         ...
 
     def problems(self, deadline: Deadline) -> list[str]:
-        """What is wrong with the server, a sentence each with the repair; empty when all is well."""
+        """What is wrong with the server, each as `what is wrong -> the repair`; empty when all is well."""
         ...

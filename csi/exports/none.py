@@ -1,6 +1,6 @@
 """No export: the node is the SNODE itself and attaches the volume's file."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from csi.deadline import Deadline
 from csi.model import IscsiPath, Publication
@@ -28,9 +28,15 @@ class NoExport:
         """The connector's rescan reads the new size of the file."""
         del publication, deadline
 
-    def reconcile(self, read_wanted: Callable[[], Sequence[Publication]], deadline: Deadline) -> None:
+    def fence_strays(self, volume_id: str, *, keep: Collection[str], deadline: Deadline) -> None:
+        """Nothing is there."""
+        del volume_id, keep, deadline
+
+    def reconcile(
+        self, read_wanted: Callable[[], Sequence[Publication]], deadline: Deadline, *, spare: Collection[str] = ()
+    ) -> None:
         """Nothing can be lost."""
-        del read_wanted, deadline
+        del read_wanted, deadline, spare
 
     def problems(self, deadline: Deadline) -> list[str]:
         """Nothing can be wrong."""

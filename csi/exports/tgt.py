@@ -19,14 +19,13 @@ from csi.exports.tgt_compare import LUN, differences
 from csi.exports.tgt_target import OUR_ACCOUNT, Shown, Targets
 from csi.locks import ResourceLock
 from csi.log import get_logger
-from csi.model import TARGET_PREFIX, IscsiPath, Publication
+from csi.model import TARGET_PREFIX, IscsiPath, Publication, parse_portal
 from csi.run import Boundary, Runner, no_boundary
 
 #: Before this release rules were joined in a way that shut everybody out, or let everybody in.
 MINIMUM_VERSION = (1, 0, 83)
 
 _VERSION = re.compile(r"(\d+)\.(\d+)\.(\d+)")
-_PORTAL = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+):(\d{1,5})")
 #: Makes what surrounds a step: lets its errors through, or notes them.
 Guard = Callable[[], AbstractContextManager[None]]
 
@@ -51,15 +50,13 @@ class TgtExport:
         max_exports: int = 1000,
         boundary: Boundary = no_boundary,
     ) -> None:
-        """socket: tgtd's management socket. portals: "address:port" as nodes reach tgtd, IPv6 in brackets.
+        """socket: tgtd's management socket. portals: see parse_portal, as nodes reach tgtd; else Invalid is raised.
 
         max_exports: the most targets in this tgtd, foreign ones too; each LUN costs it up to 16 threads, and a limit
         of the system that is hit would hurt the volumes that are in use.
         """
         for portal in portals:
-            match = _PORTAL.fullmatch(portal)
-            if not match or not 0 < int(match[2]) < 65536:
-                raise Invalid(f"controller.portals: {portal!r} is not address:port")
+            parse_portal(portal)
         self._client = TgtClient(socket, boundary=boundary)
         self._targets = Targets(self._client)
         self._portals = tuple(portals)
@@ -100,7 +97,18 @@ class TgtExport:
                 return
         self.ensure(publication, deadline)
 
-    def reconcile(self, read_wanted: Callable[[], Sequence[Publication]], deadline: Deadline) -> None:
+    def fence_strays(self, volume_id: str, *, keep: Collection[str], deadline: Deadline) -> None:
+        """See Export.fence_strays. One look at tgtd when there is none."""
+        prefix = f"{TARGET_PREFIX}:{volume_id}:"
+        for name in self._targets.numbers(deadline):
+            if name.startswith(prefix) and name not in keep:
+                self._log.warning("fencing a target that no record knows", target=name)
+                with self._working_on([name], deadline):
+                    self._targets.fence(name, (), deadline)
+
+    def reconcile(
+        self, read_wanted: Callable[[], Sequence[Publication]], deadline: Deadline, *, spare: Collection[str] = ()
+    ) -> None:
         """See Export.reconcile. One look at tgtd when nothing is wrong.
 
         Does all that it can, then raises Unavailable with what could not be done; the next call goes on.
@@ -116,7 +124,8 @@ class TgtExport:
             if deep or restored:
                 self._look_after_crash(wanted.values(), deadline)
             self._look_deep = False
-        strays = [name for _, name in shown if _ours(name) and name not in wanted and name not in self._busy]
+        known = {*wanted, *spare, *self._busy}
+        strays = [name for _, name in shown if _ours(name) and name not in known]
         for name in strays:
             # Without the lock: no name is ever used twice, so nobody makes what is a stray now.
             self._log.info("removing a target that no publication wants", target=name)
@@ -129,7 +138,7 @@ class TgtExport:
     def problems(self, deadline: Deadline) -> list[str]:
         """See Export.problems."""
         if os.geteuid() != 0:
-            return ["tgtd obeys root alone: run the driver as root"]
+            return ["tgtd obeys root alone -> run the driver as root"]
         try:
             with self._lock.hold(deadline):  # a restore takes it offline for a moment
                 state = tgt_show.parse_system_state(self._client.show_system(deadline))
@@ -139,12 +148,14 @@ class TgtExport:
         found = []
         if state != "ready":
             found.append(
-                f"tgtd is {state} and takes no logins: tgtadm --op=update --mode=sys --name=State --value=ready"
+                f"tgtd is {state} and takes no logins -> tgtadm --op=update --mode=sys --name=State --value=ready"
             )
         if driver != "ready":
-            found.append(f"tgtd's iscsi driver is {driver}: see journalctl -u tgt (is port 3260 taken?), restart tgtd")
+            found.append(
+                f"tgtd's iscsi driver is {driver} -> see journalctl -u tgt (is port 3260 taken?), restart tgtd"
+            )
         if not self._portals:
-            found.append("controller.portals is empty: set the addresses at which nodes reach tgtd")
+            found.append("controller.portals is empty -> set the addresses at which nodes reach tgtd")
         return found + self._version_problems(deadline)
 
     def _version_problems(self, deadline: Deadline) -> list[str]:
@@ -152,14 +163,14 @@ class TgtExport:
             try:
                 result = self._runner.run(["tgtd", "--version"], deadline=deadline, read_only=True)
             except DriverError as error:
-                return [f"tgtd's version is unknown: {error}"]
+                return [f"tgtd's version is unknown ({error}) -> install the package tgt"]
             match = _VERSION.search(result.stdout)
             if match is None:
-                return [f"tgtd --version says {result.stdout.strip()[:60]!r}: not a tgtd; install tgt"]
+                return [f"tgtd --version says {result.stdout.strip()[:60]!r}, not a tgtd -> install the package tgt"]
             self._version = tuple(int(number) for number in match.groups())
         if self._version < MINIMUM_VERSION:
             have, need = (".".join(map(str, version)) for version in (self._version, MINIMUM_VERSION))
-            return [f"tgtd {have} does not keep initiators apart as needed: upgrade tgt to {need} or newer"]
+            return [f"tgtd {have} does not keep initiators apart as needed -> upgrade tgt to {need} or newer"]
         return []
 
     def _ensure_all(
@@ -224,11 +235,14 @@ class TgtExport:
         self, wanted: Mapping[str, Publication], shown: Shown, failures: list[str], deadline: Deadline
     ) -> bool:
         """Make what is missing or differs; True if there was anything. The caller holds the lock."""
-        todo = [
-            publication
-            for name, publication in wanted.items()
-            if name not in self._busy and not _as_wanted(publication, shown)
-        ]
+        todo = []
+        for name, publication in wanted.items():
+            if name in self._busy or _as_wanted(publication, shown):
+                continue
+            if publication.device.exists():
+                todo.append(publication)
+            else:  # a dead disk must not keep tgtd offline for all others, round after round
+                failures.append(f"target {name}: its device {publication.device} is not there")
         if not todo:
             return False
         missing = len({publication.target for publication in todo} - self._targets.numbers(deadline).keys())

@@ -138,15 +138,17 @@ class Wire:
                 if code == Code.SUCCESS:
                     return _receive_text(connection, length, limit)
             except TimeoutError as error:
-                raise Timeout(f"tgtd did not answer in time when asked to {what}; repeat the request") from error
+                raise Timeout(
+                    f"tgtd did not answer in time when asked to {what} -> see that it does not hang, repeat"
+                ) from error
             except (OSError, EOFError) as error:
                 raise Unavailable(
-                    f"tgtd went away when asked to {what} ({error}); see whether it runs (systemctl status tgt), repeat"
+                    f"tgtd went away when asked to {what} ({error}) -> see whether it runs (systemctl status tgt), repeat"
                 ) from error
         if code in (Code.NO_MEMORY, Code.TOO_MANY_USERS):
             raise NoSpace(f"tgtd has no room to {what}; give it more memory or publish less")
         if code == Code.NO_DRIVER:
-            raise Unavailable("tgtd runs without its iscsi driver: is its port taken? See journalctl -u tgt")
+            raise Unavailable("tgtd runs without its iscsi driver -> see journalctl -u tgt (is its port taken?)")
         raise Vanished(code, what) if code in GONE else Refused(code, what)
 
     def _connect(self, limit: Deadline) -> socket.socket:
@@ -159,7 +161,7 @@ class Wire:
         except OSError as error:
             connection.close()
             raise Unavailable(
-                f"tgtd does not answer on {self._path} ({error.strerror}): start it (systemctl start tgt), or set "
+                f"tgtd does not answer on {self._path} ({error.strerror}) -> start it (systemctl start tgt), or set "
                 "controller.tgt_socket to its socket"
             ) from error
         except BaseException:
@@ -170,7 +172,7 @@ class Wire:
         # Secrets go over this socket: only root, or we ourselves in tests, may be on the other end.
         uid = _uid_of(connection)
         if uid not in (0, os.geteuid()):
-            raise Unavailable(f"{self._path} is served by user {uid}, not by root: not tgtd; stop that program")
+            raise Unavailable(f"{self._path} is served by user {uid}, not by root: not tgtd -> stop that program")
 
 
 def _try_connect(connection: socket.socket, path: str) -> bool:

@@ -27,7 +27,8 @@ MINIMUM_BYTES: Mapping[str, int] = {"ext4": 16 * MIB, "xfs": 300 * MIB, "btrfs":
 # for root (-m 0): what runs in the containers is mostly not root. The inode tables are left to the kernel to zero after
 # the first mount, the journal is zeroed now: replaying what an older journal left there would be damage.
 # No discard anywhere: a new volume has nothing to give back, and it takes minutes on some devices.
-# No -F, no -f: mkfs's own look at the device stays as one more guard.
+# No -f: the look that mkfs.xfs and mkfs.btrfs have themselves stays as one more guard (mke2fs has one on a terminal
+# only).
 _MKFS: Mapping[str, tuple[str, ...]] = {
     "ext4": ("mkfs.ext4", "-q", "-b", "4096", "-m", "0", "-E", "nodiscard,lazy_itable_init=1,lazy_journal_init=0"),
     "xfs": ("mkfs.xfs", "-q", "-K"),

@@ -38,12 +38,10 @@ def check_target(path: Path, *, roots: Sequence[Path] = ()) -> None:
         raise Invalid(f"path {shown}: not under {', '.join(map(str, roots))} (the setting node.target_roots)")
     try:
         with parent_of(path) as (parent, name):
-            if stat.S_ISLNK(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
+            if _is_link(parent, name):
                 raise _link(path, path)
-    except (NotFound, FileNotFoundError):
+    except NotFound:
         pass  # the rest does not exist yet, so there is no link in it
-    except OSError as error:
-        raise _trouble(path, error) from error
 
 
 @contextmanager
@@ -81,7 +79,7 @@ def opened(path: Path) -> Iterator[int]:
         except OSError as error:
             raise _trouble(path, error) from error
     try:
-        if stat.S_ISLNK(os.fstat(fd).st_mode):
+        if _is_link(fd, ""):
             raise _link(path, path)
         yield fd
     finally:
@@ -176,10 +174,17 @@ def _enter(parent: int, name: str, walked: Path, path: Path, *, create: bool) ->
 
 
 def _is_link(parent: int, name: str) -> bool:
+    """Whether a component is a symbolic link (name "": what the descriptor stands for); nothing there is none.
+
+    Asked by readlink: a stat would be answered by the filesystem that is mounted there, with an error for ever when
+    that is dead (EIO after an XFS shutdown), and what is dead could not be unmounted any more. The kernel refuses to
+    read what is no link before it asks any filesystem.
+    """
     try:
-        return stat.S_ISLNK(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode)
-    except FileNotFoundError:
+        os.readlink(name, dir_fd=parent)
+    except OSError:
         return False
+    return True
 
 
 def _link(path: Path, link: Path) -> Invalid:

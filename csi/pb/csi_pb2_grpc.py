@@ -293,8 +293,8 @@ class ControllerServicer:
 
     def CreateVolume(self, request, context):
         """Make a volume, or return the one that this name already has. ALREADY_EXISTS: that one differs from the request.
-        NOT_FOUND: no such source. OUT_OF_RANGE: a size that can't be had. RESOURCE_EXHAUSTED: the pool is full, or no
-        place in the wanted topology.
+        A source (snapshot, volume) is INVALID_ARGUMENT here, never NOT_FOUND. OUT_OF_RANGE: a size that can't be had.
+        RESOURCE_EXHAUSTED: the pool is full, or no place in the wanted topology.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -97,7 +97,6 @@ class Node(csi_pb2_grpc.NodeServicer):
         usages = self._staging.stats(
             values.known_id(request.volume_id),
             volume_path=values.volume_path(request),
-            staging_path=values.optional_path(request, "staging_target_path"),
             deadline=deadline,
         )
         return pb.NodeGetVolumeStatsResponse(
@@ -119,7 +118,6 @@ class Node(csi_pb2_grpc.NodeServicer):
         size_bytes = self._staging.expand(
             values.known_id(request.volume_id),
             volume_path=values.volume_path(request),
-            staging_path=values.optional_path(request, "staging_target_path"),
             block=block,
             required_bytes=required,
             deadline=deadline,

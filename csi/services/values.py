@@ -114,11 +114,6 @@ def volume_path(request: Message) -> Path:
         raise NotFound(f"no volume at {error}") from error
 
 
-def optional_path(request: Message, name: str) -> Path | None:
-    """A path field that may be empty."""
-    return absolute_path(request, name) if getattr(request, name) else None
-
-
 def check_capability(message: pb.VolumeCapability, *, field: str = "volume_capability") -> None:
     """Raise Invalid when a required part of a capability is missing."""
     if message.WhichOneof("access_type") is None:

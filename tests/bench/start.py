@@ -2,8 +2,8 @@
 
     .venv/bin/python -m tests.bench.start [RUNS]
 
-Each run starts the real process on a fresh folder. The first start of a folder also makes the node's key; later ones read
-it. Limits that the project sets itself: 0.5 s, 60 MiB.
+Each run starts the real process on a fresh folder. The first start of a folder also makes the node's key; later ones
+read it. Limits that the project sets itself: 0.5 s, 60 MiB.
 """
 
 import shutil
@@ -19,14 +19,6 @@ _CONFIG = '[pools.files]\ntype = "files"\ndirectory = "{folder}/pool"\n'
 _IDLE_SECONDS = 5.0
 
 
-def resident_mib(pid: int) -> float:
-    """Resident memory of a process in MiB."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) / 1024
-    raise RuntimeError(f"process {pid} has no VmRSS")
-
-
 def main(runs: int) -> None:
     """Print a line for each role."""
     print(f"{'role':<12}{'start':>8}{'first start, s':>16}{'later, median s':>17}{'idle MiB':>10}{'first MiB':>11}")
@@ -38,7 +30,7 @@ def main(runs: int) -> None:
             for _ in range(runs + 1):
                 times.append(driver.start())
                 time.sleep(_IDLE_SECONDS)
-                sizes.append(resident_mib(driver.pid))
+                sizes.append(driver.resident_mib())
                 driver.stop()
             later = statistics.median(times[1:])
             print(f"{role:<12}{runs:>6} x{times[0]:>16.2f}{later:>17.2f}{max(sizes[1:]):>10.1f}{sizes[0]:>11.1f}")

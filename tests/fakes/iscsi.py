@@ -158,8 +158,6 @@ class FakeIscsi:
     def _iscsiadm(self, argv: Sequence[str], _input: str | None) -> Reply:
         options = dict(word.partition("=")[::2] for word in argv[1:])
         match options:
-            case {"--version": ""}:
-                return 0, "iscsiadm version 2.1.8\n", ""
             case {"--mode": "node", "--targetname": target, "--portal": portal, "--op": "new"}:
                 return self._new_record(target, portal)
             case {"--mode": "node", "--targetname": target, "--portal": portal, "--login": ""}:

@@ -50,9 +50,15 @@ class FakeLv:
     sync: str = ""
     zeroes: bool = True  # thin pool
     legs: list[str] = field(default_factory=list)  # devices that a killed activation left
+    leg_left: bytes | None = None  # RAID: what is on the leg that fell out
     half_made: bool = False  # RAID whose lvcreate was killed: never to be activated
     data_percent: float = 0.0
     metadata_percent: float = 10.0
+
+    def alive(self) -> str:
+        """The kernel's letter for each RAID leg."""
+        letters = "A" * len(self.taken)
+        return letters if self.leg_left is None else letters[:-1] + "D"
 
 
 @dataclass
@@ -81,6 +87,7 @@ class FakeLvm:
         self.stale = b""
         self.midway: set[str] = set()
         self.exists = True
+        self.autoactivation = ""
         self.dirty: list[str] = []  # thick volumes that were removed with data in them
         self._serial = 0
         (folder / vg).mkdir(parents=True, exist_ok=True)
@@ -116,6 +123,10 @@ class FakeLvm:
         with self.device(name).open("ab") as file:
             file.truncate(lv.extents * self.extent)
 
+    def drop_leg(self, name: str) -> None:
+        """The last RAID leg of a volume gets a write error: it keeps what it has, and takes nothing more."""
+        self.lvs[name].leg_left = self.device(name).read_bytes()
+
     def reboot(self) -> None:
         """Nothing is active."""
         for lv in self.lvs.values():
@@ -135,12 +146,13 @@ class FakeLvm:
         if program == "dmsetup":
             return self._dmsetup(rest)
         if program == "lvm":
-            assert rest.pop(0) == "fullreport", argv
-        options, operands = _parse(program, rest)
+            program = f"lvm {rest.pop(0)}"
+            assert program in ("lvm fullreport", "lvm vgs"), argv
+        options, operands = _parse(program.partition(" ")[0], rest)
         config = options["config"][0]
         assert 'hints="none"' in config and "scan_lvs=0" in config and "backup=0 archive=0" in config, config
         if program == "pvs":
-            return self._pvs()
+            return self._pvs(re.findall(r'"r\|\^(.*?)\$\|"', config))
         accepted = re.findall(r'"a\|\^(.*?)\$\|"', config)
         assert config.count('"r|.*|"') == 1 and "use_devicesfile=0" in config, config
         visible = {
@@ -152,10 +164,13 @@ class FakeLvm:
                 '{"report": []}',
                 f'  Volume group "{self.vg}" not found\n  Cannot process volume group {self.vg}\n',
             )
-        if program == "lvm":
+        if program.startswith("lvm "):
             assert operands == [self.vg], argv
+            if program == "lvm vgs":
+                assert options["options"] == ["vg_autoactivation"], argv
+                return 0, json.dumps({"report": [{"vg": [{"vg_autoactivation": self.autoactivation}]}]}), ""
             return 0, self._report(visible), ""
-        if visible != set(self.disks):
+        if visible != set(self.disks) and program not in ("lvremove", "lvchange"):
             return 5, "", "  WARNING: VG vg0 is missing PV.\n  Cannot change VG vg0 while PVs are missing.\n"
         commands: dict[str, Callable[[dict[str, list[str]], list[str]], Reply]] = {
             "lvcreate": self._lvcreate, "lvextend": self._lvextend, "lvrename": self._lvrename,
@@ -163,13 +178,14 @@ class FakeLvm:
         }  # fmt: skip
         return commands[program](options, operands)
 
-    def _pvs(self) -> Reply:
+    def _pvs(self, rejected: list[str]) -> Reply:
         rows = []
         groups = [FakeVg(self.vg, self.vg_uuid, tuple(self.disks))] if self.exists else []
         for group in [*groups, *self.others]:
             rows += [
                 {"pv_name": "[unknown]" if disk in self.gone else disk, "vg_name": group.name, "vg_uuid": group.uuid}
                 for disk in group.disks
+                if disk not in rejected
             ]
         return 0, json.dumps({"report": [{"pv": rows}]}), ""
 
@@ -190,6 +206,11 @@ class FakeLvm:
         lvs = [self._row(lv) for lv in self.lvs.values()]
         return json.dumps({"report": [{"vg": [vg], "pv": pvs, "lv": lvs, "pvseg": [], "seg": []}]})
 
+    def _health(self, lv: FakeLv) -> str:
+        if lv.health or lv.leg_left is None:
+            return lv.health
+        return "partial" if self.gone & set(lv.taken) else "refresh needed"
+
     def _row(self, lv: FakeLv) -> dict[str, str]:
         layout = {"thin": "thin,sparse", "thin-pool": "thin,pool"}.get(lv.kind, lv.kind)
         is_pool = lv.kind == "thin-pool"
@@ -200,7 +221,7 @@ class FakeLvm:
             "lv_layout": f"raid,{layout}" if layout.startswith("raid") else layout, "pool_lv": lv.pool,
             "data_percent": f"{lv.data_percent:.2f}" if percents else "",
             "metadata_percent": f"{lv.metadata_percent:.2f}" if percents else "",
-            "sync_percent": lv.sync, "lv_health_status": lv.health,
+            "sync_percent": lv.sync, "lv_health_status": self._health(lv),
             "lv_device_open": "open" if lv.is_open and lv.active else "",
         }  # fmt: skip
 
@@ -308,7 +329,7 @@ class FakeLvm:
             return 5, "", f"  Logical volume {self.vg}/{lv.name} in use.\n"
         if lv.kind == "thin" and self.lvs[lv.pool].legs:
             return 5, "", f"  Activation of {lv.pool} is prohibited while {lv.pool}_tdata is active.\n"
-        if lv.kind != "thin" and self.device(lv.name).read_bytes().strip(b"\0"):
+        if lv.kind != "thin" and (self.device(lv.name).read_bytes() + (lv.leg_left or b"")).strip(b"\0"):
             self.dirty.append(lv.name)
         del self.lvs[lv.name]
         self.device(lv.name).unlink()
@@ -323,6 +344,8 @@ class FakeLvm:
         elif "refresh" in options:
             assert lv.active
             self.activate(lv.name)
+            if not self.gone & set(lv.taken):
+                lv.leg_left = None  # brought into step again
         else:
             assert options["activate"] == ["y"] and "ignoreactivationskip" in options
             if lv.legs or (lv.pool and self.lvs[lv.pool].legs):
@@ -338,6 +361,13 @@ class FakeLvm:
             uuid = "LVM-" + self.vg_uuid.replace("-", "")
             lines = [f"{leg}:{uuid}{'x' * 32}" for lv in self.lvs.values() for leg in lv.legs]
             return 0, "\n".join(["other-device:CRYPT-1", *lines]) + "\n", ""
+        if rest[0] == "status":
+            assert rest[1:3] == ["--noflush", "--"] and len(rest) == 4
+            lv = next(lv for lv in self.lvs.values() if f"{self.vg}-{lv.name.replace('-', '--')}" == rest[3])
+            if not lv.active:
+                return 1, "", "Device does not exist.\n"
+            done = f"{float(lv.sync or 100):.0f}/100"
+            return 0, f"0 {lv.extents << 11} raid {lv.kind} {len(lv.taken)} {lv.alive()} {done} idle 0 0 -\n", ""
         assert rest[:2] == ["remove", "--"] and len(rest) == 3
         for lv in self.lvs.values():
             if rest[2] in lv.legs:

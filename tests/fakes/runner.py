@@ -83,6 +83,10 @@ class FakeRunner:
             raise failed(result)
         return result
 
+    def has(self, program: str) -> bool:
+        """See csi.run.Runner.has."""
+        return program in self.programs
+
     def _due(self, argv: Sequence[str]) -> _Fault | None:
         for fault in self._faults:
             if all(word in argv for word in fault.words):

@@ -45,7 +45,7 @@ _Mode = pb.VolumeCapability.AccessMode
 
 def capability(*, block: bool = False, fs_type: str = "ext4", mode: str = "SINGLE_NODE_WRITER") -> pb.VolumeCapability:
     """How a volume is to be used."""
-    access_mode = _Mode(mode=_Mode.Mode.Value(mode))
+    access_mode = _Mode(mode=mode)
     if block:
         return pb.VolumeCapability(block=pb.VolumeCapability.BlockVolume(), access_mode=access_mode)
     return pb.VolumeCapability(mount=pb.VolumeCapability.MountVolume(fs_type=fs_type), access_mode=access_mode)

@@ -13,7 +13,7 @@ from typing import IO, Self, TypeVar
 from .disk import Disk
 from .errors import LabError
 from .guest import Guest
-from .kernel import Kernel, get_kernel
+from .kernel import PROJECT, Kernel, get_kernel
 from .network import Network
 from .packages import check_host
 from .scratch import Scratch
@@ -123,7 +123,7 @@ class Lab:
         """Command line of a guest's kernel; `arguments` are what is the guest's own."""
         common = [
             "root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro", "quiet", "con=null", "con0=null,fd:1",
-            f"uml_dir={self.folder}/", f"MODULES={self.kernel.modules}", f"SHARE={self.share}",
+            f"uml_dir={self.folder}/", f"MODULES={self.kernel.modules}", f"SHARE={self.share}", f"PROJECT={PROJECT}",
         ]  # fmt: skip
         if self.kernel.seccomp:
             common.append("seccomp=on")

@@ -1,7 +1,7 @@
 """The judge of every fault run: no acknowledged record may be lost, and no foreign or older one may be there.
 
-A writer in a guest reports a record to this process only after its fdatasync, over the serial line, which works with the
-network cut. After the fault a checker reads all records back, and `Oracle.judge` compares.
+A writer in a guest reports a record to this process only after its fdatasync, over the serial line, which works with
+the network cut. After the fault a checker reads all records back, and `Oracle.judge` compares.
 """
 
 import threading

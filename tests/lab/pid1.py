@@ -58,8 +58,8 @@ def mount(kind: str, target: str, options: str = "", flags: int = 0) -> None:
     check(result, f"mount {kind} on {target}")
 
 
-def build_root(modules: str, share: str) -> None:
-    """Makes an overlay on the host's "/" the root; `modules` and `share` are folders of the host."""
+def build_root(modules: str, share: str, project: str) -> None:
+    """Makes an overlay on the host's "/" the root; the arguments are folders of the host."""
     release = os.uname().release
     overlay = os.open(f"{modules}/{release}/kernel/fs/overlayfs/overlay.ko", os.O_RDONLY)  # before /tmp is hidden
     mount("tmpfs", "/tmp", "mode=1777,size=75%")
@@ -78,6 +78,9 @@ def build_root(modules: str, share: str) -> None:
     mount("hostfs", f"usr/lib/modules/{release}", f"{modules}/{release}", _MS_RDONLY)
     os.makedirs("host", exist_ok=True)
     mount("hostfs", "host", share)
+    if project.startswith("/tmp/"):  # hidden by the guest's own /tmp
+        os.makedirs(project.lstrip("/"))
+        mount("hostfs", project.lstrip("/"), project, _MS_RDONLY)
     # Not chroot: a container that enters the mount namespace of PID 1 must land in this root.
     check(_LIBC.syscall(_SYS_PIVOT_ROOT, b".", b"."), "pivot_root")
     check(_LIBC.umount2(b".", _MNT_DETACH), "umount of the old root")
@@ -233,7 +236,7 @@ def kill_group(process: "subprocess.Popen[bytes]", number: int) -> None:
 
 
 def main() -> None:
-    build_root(os.environ.pop("MODULES"), os.environ.pop("SHARE"))
+    build_root(os.environ.pop("MODULES"), os.environ.pop("SHARE"), os.environ.pop("PROJECT"))
     os.environ.update(_ENVIRONMENT)
     if child := os.fork():
         reap(child)

@@ -31,7 +31,7 @@ def test_a_lost_cnode_costs_no_acknowledged_record(lab: Lab, say: Say) -> None:
     path = cluster.attach(volume_id, second)
     say(f"CNODE lost: fence {fenced}, served on the other one after {seconds(began)}")
     oracle.judge(second.guest, f"{path}/records")
-    oracle.write(second.guest, f"{path}/records").signal
+    oracle.write(second.guest, f"{path}/records")
     oracle.wait_for(20)
     second.guest.sh("pkill -9 -f writer.py")
     # The lost one comes back, and finds nothing to write to.

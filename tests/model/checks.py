@@ -31,7 +31,7 @@ class Checks:
     def end(self) -> None:
         """Undo everything as an orchestrator would, and see that nothing is left."""
         self.quiet()
-        orchestrator, world = self._orchestrator, self._world
+        orchestrator = self._orchestrator
         for _ in range(2):  # what was refused for another volume at the same path goes the second time
             for known in orchestrator.volumes:
                 self._detach(known)
@@ -137,6 +137,8 @@ class Checks:
         targets = {path for known in self._orchestrator.volumes for at, path in known.targets if at == index}
         stray = set(node.mounts.mount_points()) - staged - targets
         assert not stray, f"mounts that nobody asked for: {stray}"
+        bare = [point for point in node.mounts.mount_points() if node.backing(point) is None]
+        assert not bare, f"disks were taken away under {bare}"
         names = {known.volume_id for known in self._orchestrator.volumes if any(at == index for at, _ in known.staged)}
         attached = {session.target.split(":")[-2] for session in node.initiator.sessions.values()}
         assert attached <= names, f"sessions of volumes that are not staged: {attached - names}"

@@ -1,6 +1,6 @@
 """A CNODE in one process: the real node service, use cases and connector on a fake kernel, which outlives kills."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from csi.connectors.initiator import initiator_name
@@ -141,6 +141,10 @@ class Cnode:
         """The size of a disk that the kernel shows."""
         return int((self.initiator.sysfs / "block" / device.name / "size").read_text()) * 512
 
+    def is_readonly(self, device: Path) -> bool:
+        """Whether a disk that the kernel shows takes no writes."""
+        return (self.initiator.sysfs / "block" / device.name / "ro").read_text().strip() == "1"
+
     def _number_at(self, path: Path) -> int | None:
         seen = self.mounts.at(path)
         return self.initiator.number_of_disk(seen.major_minor) if seen is not None else None
@@ -173,8 +177,3 @@ class Cnode:
                 return self.mounts.answer(program, argv, input)
 
         return run
-
-
-def anywhere(nodes: Sequence[Cnode], ask: Callable[[Cnode], bool]) -> bool:
-    """Whether any node says yes."""
-    return any(ask(node) for node in nodes)

@@ -4,7 +4,6 @@ import json
 from dataclasses import dataclass
 
 from csi.errors import DriverError, Timeout, Unavailable
-from tests.model.book import Call
 from tests.model.images import Image
 from tests.model.orchestrator import Orchestrator
 
@@ -134,6 +133,3 @@ class Events:
         if path is not None and not json.loads(path.with_suffix(".json").read_text())["blank"]:
             known.used = True
             Image(path).signature = ""
-
-
-__all__ = ["KINDS", "MEANWHILE", "Call", "Event", "Events"]

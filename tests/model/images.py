@@ -28,7 +28,7 @@ class Image(Contents):
         self.path = path
 
     @property
-    def signature(self) -> str:  # type: ignore[override]
+    def signature(self) -> str:
         """As blkid's TYPE; "" = blank."""
         return str(self._facts().get("signature", ""))
 
@@ -39,7 +39,7 @@ class Image(Contents):
         self._change(signature=fs_type)
 
     @property
-    def fs_bytes(self) -> int:  # type: ignore[override]
+    def fs_bytes(self) -> int:
         """Size of the filesystem."""
         return int(self._facts().get("fs_bytes", 0))
 
@@ -48,7 +48,7 @@ class Image(Contents):
         self._change(fs_bytes=size_bytes)
 
     @property
-    def fsck_code(self) -> int:  # type: ignore[override]
+    def fsck_code(self) -> int:
         """What e2fsck -p will end with."""
         return int(self._facts().get("fsck_code", 0))
 

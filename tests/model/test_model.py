@@ -28,7 +28,7 @@ from tests.model.world import World
 
 SECONDS = float(os.environ.get("SNODE_MODEL_SECONDS", "25"))
 SEED = os.environ.get("SNODE_MODEL_SEED", "")
-_EXAMPLES, _STEPS = 10, 40
+_EXAMPLES, _STEPS = 5, 40
 
 # No draw depends on the state of the world: what a thread did in time must not change what is drawn.
 _VOLUMES = st.sampled_from([0, 0, 0, 0, 1, 1, 2])
@@ -38,13 +38,14 @@ _ODD = st.sampled_from([False, False, False, True])
 _WAYS = st.sampled_from(["ext4", "ext4", "ext4", *CAPABILITIES])
 _SIZES = st.sampled_from([16 * MIB] * 5 + [24 * MIB] * 2 + [MIB, 320 * MIB, 330 * MIB])
 _CONTROLLER = ("create", "delete", "publish", "unpublish", "expand", "list", "get", "validate", "capacity", "probe")
+_NODE = ("stage", "unstage", "node publish", "node unpublish", "stats", "node expand", "info")
 #: Records, calls to tgtd and commands, before and after each, of the longest request of a kind.
 _MOST_STEPS = {
     "create": 5,
     "delete": 4,
-    "publish": 24,
+    "publish": 26,
     "unpublish": 20,
-    "expand": 14,
+    "expand": 24,
     "stage": 60,
     "unstage": 16,
     "node publish": 9,
@@ -53,7 +54,6 @@ _MOST_STEPS = {
     "tend": 24,
     "tend node": 12,
 }
-_NODE = ("stage", "unstage", "node publish", "node unpublish", "stats", "node expand", "info")
 
 
 def calls(*kinds: str) -> st.SearchStrategy[Call]:
@@ -73,7 +73,7 @@ def calls(*kinds: str) -> st.SearchStrategy[Call]:
 
 @dataclass(frozen=True)
 class Trouble:
-    """What happens at a step of a request: its service is killed, tgtd or a command fails, or something else happens."""
+    """What happens at a step of a request: its service is killed, tgtd or a command fails, or something else comes."""
 
     kind: str
     percent: int  # how far the request is then, of the most steps that it may have
@@ -109,6 +109,7 @@ def events(*kinds: str) -> st.SearchStrategy[Event]:
 
 _SOME = _troubles("", "", "kill", "tgtd", "meanwhile")
 _MORE = _troubles("", "", "kill", "tgtd", "command", "meanwhile")
+_KILLS = _troubles("", "kill", "kill", "meanwhile")
 
 
 class Model(RuleBasedStateMachine):
@@ -143,9 +144,11 @@ class Model(RuleBasedStateMachine):
         """The way back."""
         self._chain(("node unpublish", "unstage", "unpublish", "delete")[:upto], call, trouble, at)
 
-    @rule(call=calls(""), trouble=_MORE, damaged=st.booleans(), odd=st.booleans())
-    def stage_again(self, call: Call, trouble: Trouble | None, damaged: bool, odd: bool) -> None:
+    @rule(call=calls(""), trouble=_KILLS, new=st.booleans(), damaged=st.booleans(), odd=st.booleans())
+    def stage_again(self, call: Call, trouble: Trouble | None, new: bool, damaged: bool, odd: bool) -> None:
         """A container ends and another one starts on the same node, within one publication, on what is left by then."""
+        if new:
+            self._chain(("node unpublish", "unstage", "unpublish", "delete"), call, None, 0)
         self._chain(("create", "publish", "stage", "node publish"), call, trouble, 2)
         self.write(call)
         self._chain(("node unpublish", "unstage"), call, None, 0)

@@ -1,5 +1,5 @@
-"""One SNODE and two CNODEs in one process: real servicers, use cases, backend, export and connectors over fakes of tgtd,
-of the nodes' kernels and of their tools.
+"""One SNODE and two CNODEs in one process: real servicers, use cases, backend, export and connectors, over fakes of
+tgtd, of the nodes' kernels and of their tools.
 
 Everything that outlives a kill of the driver is here: folders, tgtd, the kernels. `violations` collects what must never
 be, also between two steps of one request.
@@ -21,12 +21,14 @@ import structlog
 from google.protobuf.message import Message
 
 from csi import staging
-from csi.background import Readiness
+from csi.attached import Attached
 from csi.backends.files import FilesBackend
+from csi.background import Readiness
 from csi.deadline import Deadline
 from csi.exports.tgt import TgtExport
+from csi.fs.mounts import Mount
 from csi.locks import VolumeLocks
-from csi.model import TARGET_PREFIX, AccessMode
+from csi.model import TARGET_PREFIX, AccessMode, Device
 from csi.publications import Publications
 from csi.records import RecordStore
 from csi.rpc.method import Calls
@@ -35,7 +37,7 @@ from csi.services.identity import Identity
 from csi.volumes import Pool, Volumes
 from tests.fakes.runner import FakeRunner
 from tests.fakes.tgt import FakeTgtd
-from tests.model.cnode import Cnode, anywhere
+from tests.model.cnode import Cnode
 from tests.model.patience import Patience, Steps
 
 SECONDS = 20.0
@@ -228,18 +230,25 @@ class World:
 
     @contextmanager
     def _sysfs(self) -> Iterator[None]:
-        """The two places where the use cases of a node look into the real sysfs."""
-        really_alive = staging._is_alive
+        """The places where the use cases of a node look into the real sysfs."""
+        really_alive = Attached.is_alive
 
-        def is_alive(layer: staging.Mount) -> bool:
+        def is_alive(attached: Attached, layer: Mount) -> bool:
             if layer.fs_type == "btrfs" or layer.major_minor.startswith("0:"):
-                return really_alive(layer)
-            return anywhere(self.nodes, lambda node: node.is_alive(layer.major_minor))
+                return really_alive(attached, layer)
+            return any(node.is_alive(layer.major_minor) for node in self.nodes)
 
         def size(device: Path) -> int:
             return next(node for node in self.nodes if node.initiator.dev == device.parent).size_of(device)
 
-        with mock.patch.object(staging, "_is_alive", is_alive), mock.patch.object(staging, "block_size", size):
+        def is_readonly(_attached: Attached, device: Device) -> bool:
+            return next(n for n in self.nodes if n.initiator.dev == device.path.parent).is_readonly(device.path)
+
+        with (
+            mock.patch.object(Attached, "is_alive", is_alive),
+            mock.patch.object(Attached, "is_readonly", is_readonly),
+            mock.patch.object(staging, "block_size", size),
+        ):
             yield
 
 
@@ -279,7 +288,9 @@ def _quiet(tracebacks: list[str]) -> Iterator[None]:
 
     before = structlog.get_config()
     structlog.configure(
-        processors=[keep], wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR), cache_logger_on_first_use=False
+        processors=[keep],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR),
+        cache_logger_on_first_use=False,
     )
     try:
         yield

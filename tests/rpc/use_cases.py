@@ -156,20 +156,13 @@ class MemoryStaging:
     def unpublish(self, volume_id: str, *, target_path: Path, deadline: Deadline) -> None:
         self.targets.pop(target_path, None)
 
-    def stats(self, volume_id: str, *, volume_path: Path, staging_path: Path | None, deadline: Deadline) -> list[Usage]:
+    def stats(self, volume_id: str, *, volume_path: Path, deadline: Deadline) -> list[Usage]:
         if volume_path not in self.targets:
             raise NotFound("not there")
         return [Usage("bytes", 1, 3, 2), Usage("inodes", 10, 30, 20)]
 
     def expand(
-        self,
-        volume_id: str,
-        *,
-        volume_path: Path,
-        staging_path: Path | None,
-        block: bool | None,
-        required_bytes: int,
-        deadline: Deadline,
+        self, volume_id: str, *, volume_path: Path, block: bool | None, required_bytes: int, deadline: Deadline
     ) -> int:
         self.blocks.append(block)
         return required_bytes

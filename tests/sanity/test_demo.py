@@ -49,9 +49,21 @@ def test_demo_without_root_says_so() -> None:
 
 def test_demo_without_a_tool_names_it(tmp_path: Path) -> None:
     code = (
-        "import csi.run; csi.run._SEARCH_PATH = '/nonexistent'\n"
+        "import csi.run; csi.run.SEARCH_PATH = '/nonexistent'\n"
         "from csi.demo import main; raise SystemExit(main())"
     )  # fmt: skip
     done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "program not found" in done.stderr
+
+
+def test_demo_without_loop_devices_says_so(tmp_path: Path) -> None:
+    before = set(Path("/var/tmp").glob("snode-demo-*"))
+    (tmp_path / "null").touch()
+    hide = f"mount --bind /dev/null {tmp_path}/null && mount --rbind {tmp_path} /dev"
+    argv = ["unshare", "--mount", "--", "sh", "-c", f"{hide} && exec {sys.executable} -m csi demo"]
+    done = subprocess.run(argv, cwd=PROJECT, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.startswith("snode demo: /dev/loop-control is missing: no loop devices")
+    assert len(done.stderr.splitlines()) == 1
+    assert set(Path("/var/tmp").glob("snode-demo-*")) == before

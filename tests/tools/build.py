@@ -1,6 +1,7 @@
 """Build the Go programs that the tests use, once, into `.cache/tools`.
 
-As a program: `python -m tests.tools.build [NAME ...]`, all of them without a name. As an import: `tool_path(NAME)`.
+As a program: `python -m tests.tools.build [NAME ...]`, all of them without a name; with `--find-go` it only says whether
+there is a Go to build with. As an import: `tool_path(NAME)`.
 Versions stand in go.mod beside this file. A program is built anew when go.mod, go.sum or its own source changes.
 """
 
@@ -149,10 +150,13 @@ def _lock(name: str) -> Iterator[None]:
 def main(names: list[str]) -> int:
     """Build the named tools, or all, and print where they are."""
     try:
+        if names == ["--find-go"]:
+            find_go()
+            return 0
         for name in names or TOOLS:
             print(tool_path(name))
     except ToolError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(error, file=sys.stderr)
         return 1
     return 0
 

@@ -16,7 +16,8 @@ Generated from `csi/settings.py` by `python -m tests.tools.config_reference`; a 
 
 Settings come from a TOML file (`--config FILE`, else `/etc/snode/snode.toml` if it exists), then from the environment,
 then from flags; each later one wins. Lists in variables and flags are separated by commas. An unknown setting is
-refused, with the nearest known one named, and all problems of a file are told at once. Without a `[pools.NAME]` table
+refused, with the nearest known one named, and so is an unknown variable that begins with `SNODE_` (but for those that
+Kubernetes makes of a Service, such as `SNODE_PORT`); all problems are told at once. Without a `[pools.NAME]` table
 there is one pool, `default`, of type `files` in the folder `volumes` of `state_dir`.
 
 Examples that run as they are: `deploy/config/files.toml` and `deploy/config/lvm.toml`.

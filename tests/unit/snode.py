@@ -1,8 +1,11 @@
-"""A SNODE in one process for tests: sparse files exported by a (fake) tgtd, killed and started again at will."""
+"""A SNODE in one process for tests: files or a fake LVM, exported by a fake tgtd; killed and started at will."""
 
 from pathlib import Path
 
+from csi.backends.base import Backend
 from csi.backends.files import FilesBackend
+from csi.backends.lvm import LvmBackend
+from csi.backends.lvm_thick import Thick
 from csi.deadline import Deadline
 from csi.exports.tgt import TgtExport
 from csi.locks import VolumeLocks
@@ -12,6 +15,7 @@ from csi.records import RecordStore
 from csi.run import Boundary, no_boundary
 from csi.sealing import NodeKey
 from csi.volumes import Pool, Volumes
+from tests.fakes.lvm import FakeLvm
 from tests.fakes.runner import FakeRunner
 from tests.fakes.tgt import FakeTgtd
 
@@ -22,9 +26,13 @@ WRITER = Capability(AccessMode.SINGLE_NODE_WRITER)
 class Snode:
     """The use cases over a folder and a fake tgtd, both of which outlive `kill`."""
 
-    def __init__(self, folder: Path, tgtd: FakeTgtd, *, boundary: Boundary = no_boundary) -> None:
+    def __init__(self, folder: Path, tgtd: FakeTgtd, *, lvm: bool = False, boundary: Boundary = no_boundary) -> None:
+        """lvm: the pool is a volume group of a fake LVM instead of a folder of files."""
         self._folder = folder
         self._tgtd = tgtd
+        folder.mkdir(exist_ok=True)
+        self.lvm = FakeLvm(folder / "dev") if lvm else None
+        self.runner = FakeRunner(self.lvm.programs if self.lvm else {})
         self.node = _node(folder, "c1")
         self.other = _node(folder, "c2")
         self.start(boundary)
@@ -34,16 +42,34 @@ class Snode:
         state = self._folder / "state"
         state.mkdir(parents=True, exist_ok=True)
         self.publications = Publications(RecordStore(state / "publications", boundary=boundary))
-        self.backend = FilesBackend(
-            "files", directory=self._folder / "pool", state=state / "pools" / "files", boundary=boundary
-        )
-        self.export = TgtExport(self._tgtd.path, portals=["127.0.0.1:3260"], runner=FakeRunner({}), boundary=boundary)
+        self.runner.boundary = boundary
+        self.backend = self._backend(state / "pools" / "files", boundary)
+        self.export = TgtExport(self._tgtd.path, portals=["127.0.0.1:3260"], runner=self.runner, boundary=boundary)
         self.volumes = Volumes(
             {"files": Pool(self.backend, self.export)},
             default_pool="files",
             publications=self.publications,
             locks=VolumeLocks(state / "locks"),
         )
+
+    def _backend(self, state: Path, boundary: Boundary) -> Backend:
+        if self.lvm is None:
+            return FilesBackend("files", directory=self._folder / "pool", state=state, boundary=boundary)
+        return LvmBackend(
+            "files",
+            vg=self.lvm.vg,
+            space=Thick(),
+            state=state,
+            runner=self.runner,
+            nodes=self.lvm.nodes(),
+            boundary=boundary,
+            wipe_seconds=5.0,
+        )
+
+    def settle(self) -> None:
+        """Let the background come to its end: wipes, marks, restorations."""
+        for _ in range(20 if self.lvm else 1):
+            self.volumes.tend(soon())
 
     def create(self, name: str = "a", *, size_bytes: int = 8 * MIB, limit_bytes: int = 0) -> Volume:
         """CreateVolume."""
@@ -81,7 +107,8 @@ class Snode:
     def files(self) -> set[str]:
         """Everything in the pool's folder and the pool's state."""
         folders = (self._folder / "pool", self._folder / "state" / "pools", self._folder / "state" / "publications")
-        return {path.name for folder in folders for path in folder.rglob("*") if path.is_file()} - {"pool.json"}
+        found = {path.name for folder in folders for path in folder.rglob("*") if path.is_file()}
+        return (found | set(self.lvm.lvs if self.lvm else ())) - {"pool.json", "vg.json"}
 
 
 def soon() -> Deadline:

@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ import structlog
 from click.testing import CliRunner, Result
 
 from csi import __version__, cli
+from csi.claims import claim_tgtd
 from csi.rpc.endpoint import Endpoint
 from tests.rpc.service import create, mount
 from tests.rpc.test_server import Running, running
@@ -90,7 +92,7 @@ def test_a_combination_that_lvm_does_not_have_is_2(tmp_path: Path) -> None:
     )
     result = _run("controller", "--config", str(file), "--endpoint", f"unix://{tmp_path}/csi.sock")
     assert result.returncode == 2
-    assert "pools.x: mirrors 2: layout linear takes none" in result.stderr
+    assert f"{file}: pools.x.mirrors: 2: layout linear takes none" in result.stderr
 
 
 def test_a_start_that_fails_is_1(tmp_path: Path) -> None:
@@ -99,6 +101,47 @@ def test_a_start_that_fails_is_1(tmp_path: Path) -> None:
     assert result.returncode == 1
     assert "state_dir" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("environment", "code", "words"),
+    [
+        ({"SNODE_TEST": "1", "SNODE_CRASH_AT": "abc"}, 1, "SNODE_CRASH_AT: 'abc' is not a whole number"),
+        ({"SNODE_CRASH_AT": "3"}, 2, "SNODE_CRASH_AT: for tests only"),
+        ({"SNODE_FOO_BAR": "3"}, 2, "SNODE_FOO_BAR: unknown setting"),
+    ],
+)
+def test_a_wrong_variable_is_a_sentence(tmp_path: Path, environment: dict[str, str], code: int, words: str) -> None:
+    argv = ["all", "--state-dir", f"{tmp_path}/state", "--endpoint", f"unix://{tmp_path}/csi.sock"]
+    result = _run(*argv, environment=environment)
+    assert result.returncode == code
+    assert words in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_missing_tls_file_is_a_sentence(tmp_path: Path) -> None:
+    files = {f"SNODE_TLS_{key}": f"{tmp_path}/{key}.pem" for key in ("CA", "CERT", "KEY")}
+    environment = {**files, "CSI_ENDPOINT": "tcp://127.0.0.1:1"}
+    for argv in (["volumes", "list"], ["controller", "--state-dir", f"{tmp_path}/state"]):
+        result = _run(*argv, environment=environment)
+        assert result.returncode == 1
+        assert re.fullmatch(rf".*tls: can't read {tmp_path}/\w+\.pem: No such file or directory\n", result.stderr)
+
+
+def test_a_second_controller_on_a_tgtd_is_1(tmp_path: Path) -> None:
+    file = tmp_path / "snode.toml"
+    file.write_text(
+        f'state_dir = "{tmp_path}/state"\n[controller]\nportals = ["192.0.2.1:3260"]\n'
+        f'tgt_socket = "{tmp_path}/tgtd"\n[pools.x]\ntype = "files"\ndirectory = "{tmp_path}/pool"\nexport = "tgt"\n'
+    )
+    lock = f"/run/snode-tgt-{str(tmp_path / 'tgtd').strip('/').replace('-', '--').replace('/', '-')}.lock"
+    try:
+        claim_tgtd(tmp_path / "tgtd")
+        result = _run("controller", "--config", str(file), "--endpoint", f"unix://{tmp_path}/csi.sock")
+        assert result.returncode == 1
+        assert result.stderr.startswith(f"snode: {lock}: another controller has the tgtd at {tmp_path}/tgtd")
+    finally:
+        Path(lock).unlink()
 
 
 def test_no_driver_is_1(tmp_path: Path) -> None:
@@ -186,14 +229,6 @@ def test_show_of_a_missing_volume_is_1(server: tuple[Running, str]) -> None:
     result = _run("volumes", "show", "v-nope", "--endpoint", server[1])
     assert result.returncode == 1
     assert "volume_id 'v-nope'" in result.stderr
-
-
-@pytest.mark.parametrize(
-    ("size_bytes", "text"),
-    [(0, "0 B"), (1023, "1023 B"), (1024, "1 KiB"), (1536, "1.5 KiB"), (10 << 40, "10 TiB"), (1 << 62, "4 EiB")],
-)
-def test_sizes_for_people(size_bytes: int, text: str) -> None:
-    assert cli.human(size_bytes) == text
 
 
 # -- doctor ----------------------------------------------------------------------------------------------------------

@@ -172,8 +172,8 @@ def test_environment_wins_over_the_file_and_flags_over_both(tmp_path: Path) -> N
         ('[node]\nname = "Node A"', "snode.toml: node.name: 'Node A' is not a node name"),
         ('[node]\ntarget_roots = "/a"', "snode.toml: node.target_roots: must be a list of texts"),
         ('[node]\ntarget_roots = ["a"]', "snode.toml: node.target_roots: 'a' is not an absolute path"),
-        ('[controller]\nportals = ["192.0.2.1"]', "snode.toml: controller.portals: '192.0.2.1' is not ADDRESS:PORT"),
-        ('[controller]\nportals = ["host:3260"]', "snode.toml: controller.portals: 'host:3260' is not ADDRESS:PORT"),
+        ('[controller]\nportals = ["192.0.2.1"]', "snode.toml: controller.portals: portal '192.0.2.1' is not"),
+        ('[controller]\nportals = ["host:3260"]', "snode.toml: controller.portals: portal 'host:3260' is not"),
         ('[controller]\ndefault_pool = "x"', "snode.toml: controller.default_pool: there is no pool 'x' (known"),
         ("[pools.Fast]", "snode.toml: pools.Fast: a pool's name has 1 to 32 lower-case letters"),
         ("pools.x = 1", "snode.toml: pools.x: is a table, written [pools.x]"),
@@ -215,9 +215,63 @@ def test_a_file_that_is_no_toml_and_a_missing_one_are_told(tmp_path: Path) -> No
 
 def test_a_misspelt_variable_is_told_and_foreign_ones_are_left_alone(tmp_path: Path) -> None:
     problems = _problems(tmp_path, "", environment={"SNODE_CONTROLER_PORTALS": "x"})
-    assert problems == ["environment variable SNODE_CONTROLER_PORTALS: unknown; did you mean SNODE_CONTROLLER_PORTALS?"]
-    kubernetes = {"SNODE_PORT": "tcp://10.0.0.1:80", "SNODE_SERVICE_HOST": "10.0.0.1", "SNODE_SERVICE_PORT_CSI": "1"}
-    _load(tmp_path, "", environment=kubernetes)
+    assert problems == [
+        "environment variable SNODE_CONTROLER_PORTALS: unknown setting; did you mean SNODE_CONTROLLER_PORTALS?"
+    ]
+    assert _problems(tmp_path, "", environment={"SNODE_QQQ": "x"}) == [
+        "environment variable SNODE_QQQ: unknown setting; unset it"
+    ]
+    names = (
+        "SNODE_PORT", "SNODE_SERVICE_HOST", "SNODE_SERVICE_PORT", "SNODE_SERVICE_PORT_CSI", "SNODE_CONTROLLER_PORT",
+        "SNODE_CONTROLLER_SERVICE_HOST", "SNODE_PORT_80_TCP", "SNODE_PORT_80_TCP_ADDR", "SNODE_TEST",
+    )  # fmt: skip
+    _load(tmp_path, "", environment=dict.fromkeys(names, "x"))
+
+
+def test_the_crash_switch_is_for_tests_only(tmp_path: Path) -> None:
+    switch = {"SNODE_CRASH_AT": "1", "SNODE_CRASH_LOG": "/x"}
+    assert len(_problems(tmp_path, "", environment=switch)) == 2
+    _load(tmp_path, "", environment={**switch, "SNODE_TEST": "1"})
+
+
+_PORTALS = '[controller]\nportals = ["192.0.2.1:3260"]\n'
+
+
+@pytest.mark.parametrize(
+    ("keys", "problem"),
+    [
+        ('layout = "striped"\nstripes = 1', "stripes: 1: layout striped takes at least 2"),
+        ('layout = "raid5"\nstripes = 1', "stripes: 1: layout raid5 takes at least 2"),
+        ('layout = "raid6"\nstripes = 2', "stripes: 2: layout raid6 takes at least 3"),
+        ('layout = "raid10"\nstripes = 1', "stripes: 1: layout raid10 takes at least 2"),
+        ("stripes = 2", "stripes: 2: layout linear takes none"),
+        ('layout = "raid1"\nstripes = 2', "stripes: 2: layout raid1 takes none"),
+        ("mirrors = 1", "mirrors: 1: layout linear takes none"),
+        ('layout = "raid5"\nmirrors = 1', "mirrors: 1: layout raid5 takes none"),
+    ],
+)
+def test_a_layout_that_lvm_does_not_have_is_told_with_its_key(tmp_path: Path, keys: str, problem: str) -> None:
+    text = f'{_PORTALS}[pools.x]\ntype = "lvm"\nvg = "vg0"\n{keys}\n'
+    assert _problems(tmp_path, text) == [f"snode.toml: pools.x.{problem}"]
+
+
+def test_pools_do_not_share_a_folder_or_a_thin_pool(tmp_path: Path) -> None:
+    def files(name: str, folder: str) -> str:
+        return f'[pools.{name}]\ntype = "files"\ndirectory = "{tmp_path}/{folder}"\n'
+
+    def thin(name: str, vg: str, pool: str) -> str:
+        return f'[pools.{name}]\ntype = "lvm-thin"\nvg = "{vg}"\nthin_pool = "{pool}"\n'
+
+    (tmp_path / "a").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    for other in ("a", "a/b", "link", "link/b"):
+        (problem,) = _problems(tmp_path, files("one", "a") + files("two", other))
+        assert problem.startswith(f"snode.toml: pools.two.directory: {other} and a of pool one are one folder"), problem
+    assert _problems(tmp_path, files("one", "a/b") + files("two", "a"))
+    _load(tmp_path, files("one", "a") + files("two", "ab"))
+    (problem,) = _problems(tmp_path, _PORTALS + thin("one", "vg0", "tp") + thin("two", "vg0", "tp"))
+    assert problem == "snode.toml: pools.two.thin_pool: vg0/tp is pool one already; name another thin pool"
+    _load(tmp_path, _PORTALS + thin("one", "vg0", "tp") + thin("two", "vg0", "tq") + thin("three", "vg1", "tp"))
 
 
 # -- the table -------------------------------------------------------------------------------------------------------

@@ -79,31 +79,36 @@ def _state(snode: Snode) -> tuple[object, ...]:
     return entries, len(snode.targets()), {name.split(".")[-1] for name in snode.files()}, len(snode.files())
 
 
-def _steps(case: Case, folder: Path, tgtd: FakeTgtd) -> tuple[int, tuple[object, ...]]:
+def _steps(case: Case, folder: Path, tgtd: FakeTgtd, *, lvm: bool) -> tuple[int, tuple[object, ...]]:
     """How many steps a request has, and the state after it."""
-    snode = Snode(folder, tgtd)
+    snode = Snode(folder, tgtd, lvm=lvm)
     case.before(snode)
     count = CrashAt()
     snode.start(count)
     case.act(snode)
     steps = len(count.names)
+    snode.settle()
     state = _state(snode)
     snode.unpublish_all()
     _delete(snode)
+    snode.settle()
     assert snode.files() == set()
     return steps, state
 
 
 @pytest.mark.parametrize("background_first", [False, True], ids=["", "background first"])
+@pytest.mark.parametrize("lvm", [False, True], ids=["files", "lvm"])
 @pytest.mark.parametrize("name", CASES)
-def test_kill_at_every_step_then_repeat(name: str, background_first: bool, tmp_path: Path, tgtd: FakeTgtd) -> None:
+def test_kill_at_every_step_then_repeat(
+    name: str, lvm: bool, background_first: bool, tmp_path: Path, tgtd: FakeTgtd
+) -> None:
     case = CASES[name]
-    steps, expected = _steps(case, tmp_path / "count", tgtd)
-    print(f"{name}: {steps} steps")
+    steps, expected = _steps(case, tmp_path / "count", tgtd, lvm=lvm)
+    print(f"{name} on {'lvm' if lvm else 'files'}: {steps} steps")
     assert steps > 0 or name == "publish again"
     for step in range(1, steps + 1):
         folder = tmp_path / str(step)
-        snode = Snode(folder, tgtd)
+        snode = Snode(folder, tgtd, lvm=lvm)
         case.before(snode)
         # The nodes' keys differ in each folder, so only counts are compared with the run that was not killed.
         snode.start(CrashAt(step))
@@ -113,7 +118,7 @@ def test_kill_at_every_step_then_repeat(name: str, background_first: bool, tmp_p
         if background_first:
             snode.volumes.tend(soon())
         case.act(snode)
-        snode.volumes.tend(soon())
+        snode.settle()
         entries, *rest = _state(snode)
         expected_entries, *expected_rest = expected
         where = f"{name}, killed at step {step} of {steps}"
@@ -121,6 +126,7 @@ def test_kill_at_every_step_then_repeat(name: str, background_first: bool, tmp_p
         assert _sizes(entries) == _sizes(expected_entries), where
         snode.unpublish_all()
         _delete(snode)
+        snode.settle()
         assert (snode.files(), snode.targets(), tgtd.accounts) == (set(), set(), {}), where
 
 

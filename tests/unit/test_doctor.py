@@ -1,17 +1,17 @@
 """The doctor on machines made of a folder and a runner with fixed answers."""
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from csi import doctor
 from csi.config import load
-from csi.deadline import Deadline
 from csi.doctor_host import Finding, Host
-from csi.run import Result
+from tests.fakes.lvm import FakeLvm
+from tests.fakes.runner import FakeRunner, Reply
 
 ALL_TOOLS = sorted(doctor._PACKAGES)
 _SHARED = "1 0 8:1 / / rw shared:1 - ext4 /dev/sda1 rw\n2 1 0:5 / /var/lib/kubelet rw shared:7 - tmpfs tmpfs rw\n"
@@ -19,26 +19,21 @@ _PRIVATE = "1 0 8:1 / / rw - ext4 /dev/sda1 rw\n"
 _OTHER_GROUP = "1 0 8:1 / / rw shared:1 - ext4 /dev/sda1 rw\n2 1 0:5 / /var/lib/kubelet rw shared:9 - tmpfs tmpfs rw\n"
 
 
-class Answers:
-    """Answers `lvm vgs`, `lvm lvs`, `modprobe` and the tools' versions; anything else is a mistake of the test."""
+class Answers(FakeRunner):
+    """A FakeLvm, and fixed answers of `modprobe` and `tgtd`; anything else is a mistake of the test."""
 
-    def __init__(self, *, vg: dict[str, str] | None = None, lv: dict[str, str] | None = None) -> None:
-        self.vg = vg
-        self.lv = lv
+    def __init__(self, folder: Path) -> None:
+        self.lvm = FakeLvm(folder)
+        self.lvm.mda_size, self.lvm.mda_free = 64 << 20, 60 << 20
         self.loadable: set[str] = set()
-        self.configs: list[str] = []
+        super().__init__({**self.lvm.programs, "modprobe": self._modprobe, "tgtd": lambda *_: (0, "1.0.85\n", "")})
 
-    def run(self, argv: Sequence[str], *, deadline: Deadline, **_options: Any) -> Result:
-        if argv[0] == "modprobe":
-            return Result(tuple(argv), 0 if argv[-1] in self.loadable else 1, "", "")
-        if argv[0] in ("iscsiadm", "tgtd"):
-            return Result(tuple(argv), 0, f"{argv[0]} version 1.0.85\n", "")
-        assert argv[0] == "lvm", argv
-        self.configs.append(argv[2])
-        section, row = ("vg", self.vg) if argv[1] == "vgs" else ("lv", self.lv)
-        if row is None:
-            return Result(tuple(argv), 5, "", f'  Volume group "{argv[-1]}" not found\n  Cannot process it\n')
-        return Result(tuple(argv), 0, json.dumps({"report": [{section: [row]}]}), "")
+    def _modprobe(self, argv: Sequence[str], _input: str | None) -> Reply:
+        return (0 if argv[-1] in self.loadable else 1), "", ""
+
+    def has(self, program: str) -> bool:
+        """Tools are looked for in the machine's folder; connectors ask the runner."""
+        return True
 
 
 class Machine:
@@ -46,7 +41,8 @@ class Machine:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.answers = Answers(vg={"vg_mda_size": str(64 << 20), "vg_mda_free": str(60 << 20), "vg_autoactivation": ""})
+        self.answers = Answers(root / "fake")
+        self.lvm = self.answers.lvm
         for tool in ALL_TOOLS:
             self.write(f"usr/sbin/{tool}", "")
         self.mounts(_SHARED)
@@ -75,7 +71,7 @@ class Machine:
 FILES = '[pools.local]\ntype = "files"\ndirectory = "/var/tmp/nothing/here"\n'
 LVM = '[pools.disks]\ntype = "lvm"\nvg = "vg0"\n[controller]\nportals = ["192.0.2.1:3260"]\n'
 THIN = (
-    '[pools.thin]\ntype = "lvm-thin"\nvg = "vg0"\nthin_pool = "tp"\ndevices = ["/dev/sdb"]\n'
+    '[pools.thin]\ntype = "lvm-thin"\nvg = "vg0"\nthin_pool = "tp"\ndevices = ["/dev/sda"]\n'
     '[controller]\nportals = ["192.0.2.1:3260"]\n'
 )
 
@@ -166,42 +162,105 @@ def test_a_readable_state_folder_is_told(machine: Machine) -> None:
     folder = machine.root / "state"
     folder.mkdir(mode=0o755)
     assert _one(machine.examine(FILES), "state_dir", "error").repair == f"chmod 0700 {folder}"
+    folder.chmod(0o770)
+    assert "the driver refuses it" in _one(machine.examine(FILES), "state_dir", "error").text
     folder.chmod(0o700)
     assert _one(machine.examine(FILES), "state_dir", "ok")
+    os.chown(folder, 65534, 65534)
+    assert _one(machine.examine(FILES), "state_dir", "error").repair == f"chown 0 {folder}"
 
 
 # -- LVM -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_missing_volume_group_is_told(machine: Machine) -> None:
-    machine.answers.vg = None
+def test_a_volume_group_that_never_was_is_to_be_made(machine: Machine) -> None:
+    machine.lvm.exists = False
     finding = _one(machine.examine(LVM, role="controller"), "pool disks", "error")
-    assert 'Volume group "vg0" not found' in finding.text
-    assert finding.repair == "vgcreate --metadatasize 64m vg0 DISK..."
+    assert finding.text == "volume group vg0: not found on this machine"
+    assert finding.repair == "vgcreate --metadatasize 64m vg0 DISK..., or correct pools.disks.vg"
+
+
+def test_a_volume_group_that_is_not_on_the_given_disks_is_not_to_be_made(machine: Machine) -> None:
+    settings = LVM.replace('vg = "vg0"', 'vg = "vg0"\ndevices = ["/dev/sdz"]')
+    finding = _one(machine.examine(settings, role="controller"), "pool disks", "error")
+    assert "vgcreate" not in finding.text + finding.repair
+    assert "pools.disks.devices" in finding.repair
+    machine.lvm.exists = False
+    assert "vgcreate" in _one(machine.examine(settings, role="controller"), "pool disks", "error").repair
+
+
+def test_no_failure_of_lvm_is_a_reason_to_make_the_group(machine: Machine) -> None:
+    """vgcreate on disks that LVM only fails to read would end what is on them."""
+    for words in (("pvs",), ("fullreport",)):
+        for nth in (1, 2):
+            for devices in ("", '\ndevices = ["/dev/sda"]'):
+                machine.answers.fail(*words, nth=nth, reply=(5, "", "  Cannot get lock"))
+                settings = LVM.replace('vg = "vg0"', f'vg = "vg0"{devices}')
+                for finding in machine.examine(settings, role="controller"):
+                    assert "vgcreate" not in finding.text + finding.repair, (words, nth, devices)
+                machine.answers.forgive()
+    machine.lvm.exists = False
+    machine.answers.fail("pvs", reply=(5, "", "  /dev/sda: open failed: Permission denied"))
+    finding = _one(machine.examine(LVM, role="controller"), "pool disks", "error")
+    assert "Permission denied" in finding.text
+    machine.answers.forgive()
+    finding = _one(machine.examine(LVM, role="controller", uid=1000), "pool disks", "error")
+    assert "vgcreate" not in finding.repair, "others than root may not read the disks"
+
+
+def test_a_volume_group_that_the_pool_was_made_on_is_to_be_brought_back(machine: Machine) -> None:
+    machine.write("state/pools/disks/vg.json", json.dumps({"format": 1, "vg": "vg0", "uuid": "earlier"}))
+    (machine.root / "state").chmod(0o700)
+    assert "uuid earlier" in _one(machine.examine(LVM, role="controller"), "pool disks", "error").text
+    machine.lvm.exists = False
+    finding = _one(machine.examine(LVM, role="controller"), "pool disks", "error")
+    assert "vgcreate" not in finding.repair
+    assert "bring its disks back" in finding.repair
+
+
+def test_the_doctor_writes_nothing(machine: Machine) -> None:
+    machine.examine(LVM + FILES, role="controller")
+    assert not (machine.root / "state").exists()
 
 
 @pytest.mark.parametrize(("free", "level"), [(400_000, "warning"), (30_000, "error")])
 def test_a_small_metadata_area_is_told(machine: Machine, free: int, level: str) -> None:
-    machine.answers.vg = {"vg_mda_size": "521472", "vg_mda_free": str(free), "vg_autoactivation": ""}
+    machine.lvm.mda_size, machine.lvm.mda_free = 521472, free
     finding = _one(machine.examine(LVM, role="controller"), "pool disks", level)
     assert "509 KiB" in finding.text
-    assert "--metadatasize 64m" in finding.repair
+    assert "64 MiB" in finding.repair
 
 
 def test_autoactivation_is_told(machine: Machine) -> None:
-    assert machine.answers.vg is not None
-    machine.answers.vg["vg_autoactivation"] = "enabled"
+    machine.lvm.autoactivation = "enabled"
     finding = _one(machine.examine(LVM, role="controller"), "pool disks", "warning")
     assert finding.repair == "vgchange --setautoactivation n vg0"
 
 
+def test_a_missing_disk_is_told(machine: Machine) -> None:
+    machine.lvm.disks["/dev/sdb"] = 100
+    machine.lvm.gone.add("/dev/sdb")
+    assert "1 of its disks" in _one(machine.examine(LVM, role="controller"), "pool disks", "error").text
+
+
+def test_a_layout_that_needs_more_disks_is_a_warning(machine: Machine) -> None:
+    settings = LVM.replace('vg = "vg0"', 'vg = "vg0"\nlayout = "raid1"')
+    finding = _one(machine.examine(settings, role="controller"), "pool disks", "warning")
+    assert "needs 2 disks" in finding.text
+    assert finding.repair == "add disks (vgextend) or choose another layout"
+
+
 def test_a_thin_pool_must_be_one(machine: Machine) -> None:
-    machine.answers.lv = {"lv_name": "tp", "segtype": "linear"}
     finding = _one(machine.examine(THIN, role="controller"), "pool thin", "error")
-    assert "vg0/tp is not a thin pool" in finding.text
-    machine.answers.lv["segtype"] = "thin-pool"
+    assert finding.text == "thin pool vg0/tp: does not exist"
+    assert finding.repair.startswith("make it with `lvcreate --type=thin-pool")
+    lv = machine.lvm.add("tp", extents=10)
+    assert "is not a thin pool" in _one(machine.examine(THIN, role="controller"), "pool thin", "error").text
+    lv.kind = "thin-pool"
     assert not [f for f in machine.examine(THIN, role="controller") if f.subject == "pool thin" and f.level == "error"]
-    assert all('"a|^/dev/sdb$|","r|.*|"' in config for config in machine.answers.configs), "LVM sees only our disks"
+    lvm = [call for call in machine.answers.calls if call[0] == "lvm"]
+    assert lvm
+    assert all('"a|^/dev/sda$|","r|.*|"' in call[2] for call in lvm), "LVM sees only our disks"
 
 
 # -- daemons, roles, mounts ------------------------------------------------------------------------------------------
@@ -209,14 +268,31 @@ def test_a_thin_pool_must_be_one(machine: Machine) -> None:
 
 def test_tgtd_that_does_not_answer_is_told(machine: Machine) -> None:
     settings = LVM.replace("[controller]", f'[controller]\ntgt_socket = "{machine.root}/no-socket"')
-    assert "tgtd" in _one(machine.examine(settings, role="controller"), "tgtd", "error").text
+    finding = _one(machine.examine(settings, role="controller"), "tgtd", "error")
+    assert finding.text.startswith(f"tgtd does not answer on {machine.root}/no-socket")
+    assert finding.repair.startswith("start it (systemctl start tgt)")
 
 
 def test_a_missing_initiator_name_is_told(machine: Machine) -> None:
     settings = f'[node]\ninitiator_file = "{machine.root}/absent"\n'
     findings = machine.examine(settings, role="node")
-    texts = [f"{f.text} {f.repair}" for f in findings if f.subject == "iscsi"]
-    assert any("initiator name" in text and "iscsi-iname" in text for text in texts)
+    faults = [f for f in findings if f.subject == "iscsi" and f.level == "error"]
+    assert any("no initiator name" in f.text and "iscsi-iname" in f.repair for f in faults)
+    assert all(f.repair for f in faults)
+
+
+def test_a_missing_iscsiadm_has_its_repair(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine.answers, "has", lambda program: program != "iscsiadm")
+    findings = machine.examine("", role="node")
+    assert ("iscsi", "iscsiadm is missing", "install the package open-iscsi") in _bad(findings)
+
+
+def test_a_node_id_that_csi_can_not_carry_is_told(machine: Machine) -> None:
+    machine.write("iscsi", f"InitiatorName=iqn.2004-01.com.x:{'y' * 127}\n")
+    settings = f'[node]\nname = "node-a"\ninitiator_file = "{machine.root}/iscsi"\n'
+    finding = _one(machine.examine(settings, role="node"), "node id", "error")
+    assert "has 198 bytes, CSI allows 192" in finding.text
+    assert finding.repair == "shorten node.name (6 bytes) or the initiator name (145 bytes) by 6 bytes"
 
 
 def test_roles_are_asked_only_for_what_they_need(machine: Machine) -> None:

@@ -79,6 +79,12 @@ def test_a_release_is_seen_while_a_forked_child_has_a_copy_of_the_descriptor(tmp
     os.waitpid(child, 0)
 
 
+def test_a_state_folder_that_takes_no_lock_is_unavailable(tmp_path: Path) -> None:
+    for path in (tmp_path / "absent" / "locks", tmp_path):  # what a lost and a read-only filesystem look like
+        with pytest.raises(Unavailable, match="can't be opened"), VolumeLocks(path).hold("v-a"):
+            pass
+
+
 def test_resource_lock_waits_no_longer_than_the_deadline() -> None:
     lock = ResourceLock("pool fast")
     with lock.hold(Deadline.after(1)), pytest.raises(Timeout, match="pool fast"), lock.hold(Deadline.after(0.05)):

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from csi.errors import Invalid
-from csi.model import VOLUME_ID, NodeId, scsi_id_of, volume_id_of
+from csi.model import VOLUME_ID, NodeId, parse_portal, scsi_id_of, volume_id_of
 
 KEY = "k" * 43
 IQN = "iqn.1993-08.org.debian:01:abcdef"
@@ -33,6 +33,38 @@ def test_node_id_round_trip_within_the_limit_of_csi() -> None:
     assert NodeId.parse(str(node)) == node
     assert len(str(node)) <= 192
     assert NodeId.parse("1;a;;") == NodeId(name="a")
+
+
+def test_a_node_id_that_csi_can_not_carry_is_a_problem_with_its_repair() -> None:
+    longest = NodeId(name="node-a", public_key=KEY, initiator="iqn.2004-01.com.x:".ljust(139, "y"))
+    assert (len(str(longest)), longest.problem()) == (192, "")
+    node = NodeId(name="node-a", public_key=KEY, initiator="iqn.2004-01.com.x:".ljust(223, "y"))
+    assert node.problem() == (
+        "the node id of node-a has 276 bytes, CSI allows 192 -> shorten node.name (6 bytes) or the initiator name "
+        "(223 bytes) by 84 bytes"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "portal"),
+    [
+        ("192.0.2.10:3260", ("192.0.2.10", 3260)),
+        ("[2001:DB8::0:10]:1", ("2001:db8::10", 1)),
+        ("0.0.0.0:65535", ("0.0.0.0", 65535)),
+    ],
+)
+def test_a_portal(text: str, portal: tuple[str, int]) -> None:
+    assert parse_portal(text) == portal
+
+
+@given(st.text(alphabet="0123456789abf.:[]% \n", max_size=30))
+def test_any_text_is_a_portal_or_refused(text: str) -> None:
+    try:
+        address, port = parse_portal(text)
+    except Invalid:
+        return
+    again = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+    assert parse_portal(again) == (address, port)
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ def publication(key: NodeKey) -> Publication:
         volume_id=VOLUME_ID,
         pool="fast",
         node_id=str(NodeId(name="c1", public_key=key.public, initiator="iqn.1993-08.org.debian:01:c1")),
+        protocol="iscsi",
         nonce="0123456789abcdef",
         tid=5,
         device=Path("/dev/vg/x"),
@@ -35,8 +36,8 @@ def publication(key: NodeKey) -> Publication:
 
 
 def _decode(key: NodeKey, publication: Publication, context: dict[str, str]):  # type: ignore[no-untyped-def]
-    def open_sealed(sealed: str, generation: str) -> Chap:
-        return key.open(sealed, bound_to=publish_context.binding(VOLUME_ID, publication.node_id, generation))
+    def open_sealed(sealed: str) -> Chap:
+        return key.open(sealed, bound_to=publish_context.binding(VOLUME_ID, publication.node_id, context))
 
     return publish_context.decode(VOLUME_ID, context, open_sealed=open_sealed)
 
@@ -65,8 +66,10 @@ def test_loop_round_trip(key: NodeKey, publication: Publication) -> None:
      ("size_bytes", "-1"),
      ("size_bytes", "1e3"), ("size_bytes", "٣"), ("size_bytes", "9" * 30), ("readonly", "yes"), ("may_format", "True"),
      ("scsi_id", ""), ("paths", "x"), ("paths", "[]"), ("paths", "[{}]"), ("paths", "{}"), ("sealed", ""),
-     ("sealed", "xx"),
-     ("generation", "fedcba9876543210")],
+     ("sealed", "xx"), ("access_type", ""), ("access_type", "raw"),
+     ("generation", "fedcba9876543210"), ("may_format", "false"), ("readonly", "true"), ("size_bytes", "5"),
+     ("scsi_id", "6" + "0" * 31), ("access_type", "block"), ("more", "x"),
+     ("paths", '[{"target": "iqn.x", "portal": "192.0.2.9:3260", "lun": 1}]')],
 )  # fmt: skip
 def test_other_values_are_refused_by_name(key: NodeKey, publication: Publication, field: str, value: str) -> None:
     paths = (IscsiPath(publication.target, "10.0.0.1:3260", 1),)

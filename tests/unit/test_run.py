@@ -9,7 +9,7 @@ import pytest
 
 from csi.deadline import Deadline
 from csi.errors import CommandFailed, Timeout, Unavailable
-from csi.run import Service, SubprocessRunner
+from csi.run import SubprocessRunner
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def runner() -> SubprocessRunner:
 def test_output_and_environment(runner: SubprocessRunner) -> None:
     result = runner.run(["env"], deadline=Deadline.after(5), read_only=True)
     names = {line.split("=")[0] for line in result.stdout.splitlines()}
-    assert names == {"PATH", "LC_ALL", "LVM_SUPPRESS_FD_WARNINGS"}
+    assert names == {"PATH", "LC_ALL", "LVM_SUPPRESS_FD_WARNINGS", "LIBMOUNT_FORCE_MOUNT2"}
 
 
 def test_stdin_is_closed_unless_input_is_given(runner: SubprocessRunner) -> None:
@@ -38,6 +38,11 @@ def test_unexpected_exit_code_names_the_command_and_its_words(runner: Subprocess
 def test_missing_program_is_unavailable_and_named(runner: SubprocessRunner) -> None:
     with pytest.raises(Unavailable, match="no-such-program"):
         runner.run(["no-such-program"], deadline=Deadline.after(5))
+
+
+def test_a_program_is_looked_for_where_it_would_be_run_from(runner: SubprocessRunner) -> None:
+    assert runner.has("env")
+    assert not runner.has("no-such-program")
 
 
 def test_read_only_command_ends_with_its_grandchildren(runner: SubprocessRunner, tmp_path: Path) -> None:
@@ -86,10 +91,3 @@ def test_chatty_streams_do_not_block(runner: SubprocessRunner) -> None:
     script = "head -c 300000 /dev/zero | tr '\\0' e >&2; head -c 300000 /dev/zero | tr '\\0' o"
     result = runner.run(["sh", "-c", script], deadline=Deadline.after(20))
     assert (len(result.stdout), len(result.stderr)) == (300000, 300000)
-
-
-def test_service_runs_until_it_is_stopped(tmp_path: Path) -> None:
-    service = Service(["sh", "-c", "echo hello; sleep 60"], log=tmp_path / "log")
-    assert service.running
-    service.stop(seconds=5)
-    assert not service.running

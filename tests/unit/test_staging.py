@@ -4,125 +4,22 @@ import os
 import shutil
 import stat
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from csi.backends.files import FilesBackend
-from csi.connectors.loop import LoopConnector
 from csi.errors import Conflict, DataLoss, InUse, Invalid, NotFound
-from csi.exports.none import NoExport
-from csi.fs.format import Filesystems
-from csi.fs.mounts import Mounts
-from csi.locks import VolumeLocks
 from csi.model import AccessMode, Capability
-from csi.publications import Publications
-from csi.records import RecordStore
-from csi.run import SubprocessRunner
-from csi.sealing import NodeKey
-from csi.staging import Staging
-from csi.volumes import Pool, Volumes
 from tests.leftovers import all_below, loops_below, mounts_below
+from tests.unit.machine import BLOCK, READER, SINGLE, WRITER, Machine, machine_in_use
 from tests.unit.snode import MIB, soon
-
-WRITER = Capability(AccessMode.SINGLE_NODE_WRITER)
-BLOCK = Capability(AccessMode.SINGLE_NODE_WRITER, block=True)
-READER = Capability(AccessMode.SINGLE_NODE_READER_ONLY)
-SINGLE = Capability(AccessMode.SINGLE_NODE_SINGLE_WRITER)
-
-
-class Machine:
-    """A SNODE and CNODE on files and loop devices, one volume `a`."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.staging_path = folder / "staging"
-        self.target = folder / "targets" / "one"
-        self.start()
-        self.volume = self.create("a")
-        self.volume_id = self.volume.volume_id
-
-    def start(self) -> None:
-        state = self.folder / "state"
-        state.mkdir(exist_ok=True)
-        runner = SubprocessRunner()
-        records = RecordStore(state / "node")
-        self.staging = Staging(
-            [LoopConnector(runner, roots=[self.folder / "pool"])],
-            filesystems=Filesystems(runner),
-            mounts=Mounts(runner),
-            records=records,
-            locks=VolumeLocks(state / "locks"),
-            key=NodeKey.load(records),
-            name="one",
-            read_initiator=lambda: "",
-            target_roots=[self.folder],
-        )
-        backend = FilesBackend("files", directory=self.folder / "pool", state=state / "pools")
-        self.volumes = Volumes(
-            {"files": Pool(backend, NoExport(), local_to="one")},
-            default_pool="files",
-            publications=Publications(RecordStore(state / "publications")),
-            locks=VolumeLocks(state / "locks"),
-        )
-
-    def create(self, name: str, size_bytes: int = 16 * MIB):  # type: ignore[no-untyped-def]
-        return self.volumes.create(
-            name=name, required_bytes=size_bytes, limit_bytes=0, capabilities=[WRITER], parameters={}, requisite=[],
-            deadline=soon(),
-        )  # fmt: skip
-
-    def context(self, capability: Capability = WRITER, volume_id: str = "") -> dict[str, str]:
-        node_id = self.staging.info(soon()).node_id
-        volume_id = volume_id or self.volume_id
-        return self.volumes.publish(volume_id, node_id=node_id, capability=capability, readonly=False, deadline=soon())
-
-    def stage(self, capability: Capability = WRITER, *, path: Path | None = None, **changes: str) -> None:
-        self.staging.stage(
-            self.volume_id,
-            staging_path=path or self.staging_path,
-            capability=capability,
-            publish_context=self.context(capability) | changes,
-            deadline=soon(),
-        )
-
-    def publish(self, capability: Capability = WRITER, *, target: Path | None = None, readonly: bool = False) -> None:
-        self.staging.publish(
-            self.volume_id,
-            staging_path=self.staging_path,
-            target_path=target or self.target,
-            capability=capability,
-            readonly=readonly,
-            deadline=soon(),
-        )
-
-    def unpublish(self, target: Path | None = None) -> None:
-        self.staging.unpublish(self.volume_id, target_path=target or self.target, deadline=soon())
-
-    def unstage(self, path: Path | None = None) -> None:
-        self.staging.unstage(self.volume_id, staging_path=path or self.staging_path, deadline=soon())
-
-    def leave(self) -> None:
-        """Unstage, and let the SNODE see it."""
-        self.unstage()
-        self.volumes.unpublish(self.volume_id, node_id="", deadline=soon())
 
 
 @pytest.fixture
 def machine() -> Iterator[Machine]:
-    folder = Path(tempfile.mkdtemp(prefix="snode-staging-", dir="/var/tmp"))
-    try:
-        yield Machine(folder)
-        left = all_below(folder)
-    finally:
-        for point in reversed(mounts_below(folder)):
-            subprocess.run(["umount", point], check=False)
-        for loop in loops_below(folder):
-            subprocess.run(["losetup", "--detach", f"/dev/{loop}"], check=False)
-        shutil.rmtree(folder)
-    assert left == []
+    with machine_in_use() as machine:
+        yield machine
 
 
 @pytest.mark.parametrize("fs_type", ["ext4", "xfs", "btrfs"])
@@ -137,9 +34,7 @@ def test_data_survive_every_round_trip(machine: Machine, fs_type: str) -> None:
         if step == 0:
             (machine.target / "data").write_text("kept")
         assert (machine.target / "data").read_text() == "kept"
-        (usage, *_) = machine.staging.stats(
-            machine.volume_id, volume_path=machine.target, staging_path=None, deadline=soon()
-        )
+        (usage, *_) = machine.staging.stats(machine.volume_id, volume_path=machine.target, deadline=soon())
         assert usage.unit == "bytes"
         assert usage.total > 200 * MIB
         for _ in range(2):
@@ -158,7 +53,7 @@ def test_raw_block(machine: Machine) -> None:
     assert stat.S_ISBLK(machine.target.stat().st_mode)
     with machine.target.open("r+b") as device:
         device.write(b"raw data")
-    (usage,) = machine.staging.stats(machine.volume_id, volume_path=machine.target, staging_path=None, deadline=soon())
+    (usage,) = machine.staging.stats(machine.volume_id, volume_path=machine.target, deadline=soon())
     assert usage.total == 16 * MIB
     with pytest.raises(InUse):
         machine.unstage()
@@ -200,6 +95,17 @@ def test_a_destroyed_superblock_is_never_formatted(machine: Machine, snode_looks
             machine.stage()
     machine.unstage()
     assert machine.volume.device.read_bytes() == before
+
+
+def test_a_filesystem_is_remembered_if_its_maker_was_killed_right_then(machine: Machine) -> None:
+    subprocess.run(["mkfs.ext4", "-q", machine.volume.device], check=True)
+    machine.stage(may_format="true")
+    machine.unstage()
+    with machine.volume.device.open("r+b") as device:
+        device.write(bytes(4096))
+    with pytest.raises(DataLoss, match="formatted before"):
+        machine.stage(may_format="true")
+    machine.unstage()
 
 
 def test_no_permission_no_mkfs(machine: Machine) -> None:
@@ -374,11 +280,9 @@ def test_a_file_outside_the_pool_is_never_attached(machine: Machine) -> None:
 def test_stats_and_expand_of_what_is_not_there(machine: Machine) -> None:
     for path in (machine.folder / "nothing", machine.folder / "pool"):
         with pytest.raises(NotFound):
-            machine.staging.stats(machine.volume_id, volume_path=path, staging_path=None, deadline=soon())
+            machine.staging.stats(machine.volume_id, volume_path=path, deadline=soon())
         with pytest.raises(NotFound):
-            machine.staging.expand(
-                machine.volume_id, volume_path=path, staging_path=None, block=None, required_bytes=0, deadline=soon()
-            )
+            machine.staging.expand(machine.volume_id, volume_path=path, block=None, required_bytes=0, deadline=soon())
 
 
 def test_growth_online_and_at_the_next_stage(machine: Machine) -> None:
@@ -389,8 +293,8 @@ def test_growth_online_and_at_the_next_stage(machine: Machine) -> None:
     machine.volumes.expand(machine.volume_id, required_bytes=400 * MIB, limit_bytes=0, deadline=soon())
     for _ in range(2):
         size_bytes = machine.staging.expand(
-            machine.volume_id, volume_path=machine.target, staging_path=machine.staging_path, block=False,
-            required_bytes=400 * MIB, deadline=soon(),
+            machine.volume_id, volume_path=machine.target, block=False, required_bytes=400 * MIB,
+            deadline=soon(),
         )  # fmt: skip
         assert size_bytes == 400 * MIB
     first = os.statvfs(machine.target).f_blocks
@@ -425,7 +329,7 @@ def test_what_an_earlier_life_left_is_detached_unless_it_is_staged_or_used(machi
         (machine.folder / "state" / "node" / f"{volume_id}.json").unlink()
     machine.start()
     machine.staging.tend(soon())
-    found = [machine.staging._find(volume_id) is not None for volume_id in (used, staged, unknown)]
+    found = [machine.staging._attached.find(volume_id) is not None for volume_id in (used, staged, unknown)]
     assert found == [True, True, False]
     for volume_id in (used, staged):
         machine.volume_id = volume_id

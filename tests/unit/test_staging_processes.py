@@ -1,16 +1,14 @@
 """How many processes a stage starts, on the fakes: each costs tens of milliseconds, on a busy node many more."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
-from csi.connectors.iscsi import IscsiConnector
-from csi.deadline import Deadline
 from csi.fs.format import Filesystems
 from csi.fs.mounts import Mounts
 from csi.locks import VolumeLocks
-from csi.model import AccessMode, Attachment, Capability, Device
+from csi.model import AccessMode, Attachment, Capability
 from csi.records import RecordStore
 from csi.sealing import NodeKey
 from csi.staging import Staging
@@ -27,19 +25,13 @@ ATTACH = ["iscsiadm", "iscsiadm", "tee", "tee"]
 ATTACHED = ["tee"]
 
 
-class Connects:
-    """A connector that attaches what the fake SNODE has published: no secret has to be sealed for it."""
+class Opened(Staging):
+    """Attaches what the fake SNODE has published, without a context that would have to be sealed."""
 
-    protocol = "loop"
+    published: Attachment
 
-    def __init__(self, connector: IscsiConnector, published: Attachment) -> None:
-        self._connector = connector
-        self._published = published
-        self.find, self.disconnect, self.rescan = connector.find, connector.disconnect, connector.rescan
-        self.left_over, self.problems = connector.left_over, connector.problems
-
-    def connect(self, attachment: Attachment, deadline: Deadline) -> Device:
-        return self._connector.connect(self._published, deadline)
+    def _open_context(self, volume_id: str, context: Mapping[str, str]) -> Attachment:
+        return self.published
 
 
 class Node:
@@ -51,10 +43,10 @@ class Node:
         self.iscsi = FakeIscsi(folder / "kernel")
         self.mounts = FakeMounts(folder, find_disk=self._find_disk)
         self.runner = self.iscsi.runner = FakeRunner({**self.iscsi.runner.programs, **self.mounts.programs})
-        self.published = self.iscsi.publish(VOLUME)
+        self._published = self.iscsi.publish(VOLUME)
         records = RecordStore(folder / "records")
-        self._staging = Staging(
-            [Connects(self.iscsi.connector(), self.published)],
+        self._staging = Opened(
+            [self.iscsi.connector()],
             filesystems=Filesystems(self.runner),
             mounts=Mounts(self.runner, table=self.mounts.table, number_of=self.mounts.number_of),
             records=records,
@@ -64,6 +56,7 @@ class Node:
             read_initiator=lambda: "",
             target_roots=[],
         )
+        self._staging.published = self._published
 
     def stage(self, fs_type: str) -> list[str]:
         """Stage; returns the programs that ran."""
@@ -72,19 +65,16 @@ class Node:
             VOLUME,
             staging_path=self.path,
             capability=Capability(AccessMode.SINGLE_NODE_WRITER, fs_type=fs_type),
-            publish_context={
-                "format": "1", "protocol": "loop", "generation": "0123456789abcdef", "size_bytes": str(1 << 30),
-                "readonly": "false", "may_format": "true", "file": "/none",
-            },
+            publish_context={},
             deadline=soon(),
-        )  # fmt: skip
+        )
         return [_name(call) for call in self.runner.calls[before:]]
 
     def unstage(self) -> None:
         self._staging.unstage(VOLUME, staging_path=self.path, deadline=soon())
 
     def grow(self, size_bytes: int) -> None:
-        self.iscsi.lun_of(self.published).size_bytes = size_bytes
+        self.iscsi.lun_of(self._published).size_bytes = size_bytes
 
     def fs_bytes(self) -> int:
         return self.mounts.on("volume").fs_bytes
@@ -121,7 +111,10 @@ def test_a_new_volume(node: Node, fs_type: str) -> None:
         ("btrfs", ["look_helper", "mount"]),
     ],
 )
-def test_a_volume_that_has_a_filesystem(node: Node, fs_type: str, expected: list[str]) -> None:
+def test_a_volume_that_has_a_filesystem(
+    node: Node, fs_type: str, expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("csi.fs.grow.may_grow_mounted_ext4", lambda: False)
     node.stage(fs_type)
     node.unstage()
     assert node.stage(fs_type) == [*ATTACH, *expected]

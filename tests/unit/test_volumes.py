@@ -1,17 +1,32 @@
 """The use cases of a SNODE over the real files backend and a tgtd."""
 
+import contextlib
 import json
 import subprocess
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from csi.backends.files import FilesBackend
-from csi.errors import Busy, Conflict, DataLoss, DriverError, InUse, Invalid, NoSpace, NotFound, OutOfRange, Stale
+from csi.errors import (
+    Busy,
+    Conflict,
+    DataLoss,
+    DriverError,
+    InUse,
+    Invalid,
+    NoSpace,
+    NotFound,
+    OutOfRange,
+    Stale,
+    Unavailable,
+)
+from csi.exports.none import NoExport
 from csi.model import TOPOLOGY_NODE, AccessMode, Capability, NodeId
+from csi.records import RecordStore
 from csi.volumes import Pool
 from tests.fakes.tgt import FakeTgtd
 from tests.unit.snode import MIB, WRITER, Snode, soon
@@ -233,8 +248,8 @@ def test_list_pages_stay_right_while_volumes_come_and_go(snode: Snode) -> None:
 
 
 def test_local_pools_are_tied_to_their_node(snode: Snode) -> None:
-    pool = snode.volumes._pools["files"]
-    snode.volumes._pools = {"files": type(pool)(pool.backend, pool.export, local_to="c1")}
+    pool = snode.volumes._pools.by_name["files"]
+    snode.volumes._pools.by_name = {"files": type(pool)(pool.backend, pool.export, local_to="c1")}
     assert snode.volumes.topology_of(snode.create("a")) == {TOPOLOGY_NODE: "c1"}
     with pytest.raises(NoSpace, match="accessibility_requirements"):
         snode.volumes.create(
@@ -311,24 +326,24 @@ def test_a_damaged_record_costs_its_volume_only(snode: Snode, tmp_path: Path) ->
     snode.publish(two)
     snode.volumes.tend(soon())
     assert before <= snode.targets()
-    assert any("damaged" in problem for problem in snode.volumes._record_problems())
+    assert any("damaged" in problem for problem in snode.volumes._publishing.record_problems())
 
 
 def test_a_pool_that_fell_out_of_the_settings_costs_no_node_its_target(snode: Snode) -> None:
     volume_id = snode.create().volume_id
     snode.publish(volume_id)
     before = snode.targets()
-    pool = snode.volumes._pools["files"]
-    snode.volumes._pools = {"other": pool}
+    pool = snode.volumes._pools.by_name["files"]
+    snode.volumes._pools.by_name = {"other": pool}
     snode.volumes.tend(soon())
     assert snode.targets() == before
-    assert any("pool files" in problem for problem in snode.volumes._record_problems())
-    with pytest.raises(NotFound, match="put it back"):
+    assert any("pool files" in problem for problem in snode.volumes._publishing.record_problems())
+    with pytest.raises(InUse, match="put it back"):
         snode.unpublish(volume_id)
 
 
 def test_limit_of_volumes_for_each_node(snode: Snode) -> None:
-    snode.volumes._max_per_node = 1
+    snode.volumes._publishing._max_per_node = 1
     one, two = snode.create("a").volume_id, snode.create("b").volume_id
     snode.publish(one)
     snode.publish(one)
@@ -343,12 +358,188 @@ def _make_ext4(path: Path) -> None:
 
 
 def test_one_broken_pool_beside_others_does_not_stop_the_service(snode: Snode, tmp_path: Path) -> None:
-    pool = snode.volumes._pools["files"]
+    pool = snode.volumes._pools.by_name["files"]
     broken = FilesBackend("broken", directory=tmp_path / "broken", state=tmp_path / "state" / "broken")
-    snode.volumes._pools = {"files": pool, "broken": Pool(broken, pool.export)}
+    snode.volumes._pools.by_name = {"files": pool, "broken": Pool(broken, pool.export)}
     (tmp_path / "broken").rmdir()
     (tmp_path / "broken").write_text("not a folder")
     export_problems = pool.export.problems(soon())
     assert snode.volumes.problems(soon()) == export_problems
-    snode.volumes._pools = {"broken": Pool(broken, pool.export)}
+    snode.volumes._pools.by_name = {"broken": Pool(broken, pool.export)}
     assert len(snode.volumes.problems(soon())) > len(export_problems)
+
+
+class Broken:
+    """A backend whose pool can't be read."""
+
+    pool = "broken"
+
+    def __getattr__(self, _name: str) -> object:
+        def fail(*_: object, **__: object) -> object:
+            raise Unavailable("pool broken: its disk does not answer")
+
+        return fail
+
+
+@pytest.mark.parametrize("order", [["broken", "files"], ["files", "broken"]])
+def test_a_dead_pool_does_not_touch_the_volumes_of_the_others(snode: Snode, order: list[str]) -> None:
+    volume_id = snode.create().volume_id
+    pool = snode.volumes._pools.by_name["files"]
+    both = {"files": pool, "broken": Pool(Broken(), pool.export)}  # type: ignore[arg-type]
+    snode.volumes._pools.by_name = {name: both[name] for name in order}
+    snode.publish(volume_id)
+    snode.volumes.expand(volume_id, required_bytes=16 * MIB, limit_bytes=0, deadline=soon())
+    assert snode.volumes.get(volume_id, soon()).volume.size_bytes == 16 * MIB
+    snode.unpublish(volume_id)
+    snode.volumes.delete(volume_id, soon())
+    with pytest.raises(Unavailable):  # it may have a volume of that name
+        snode.create("b")
+
+
+def test_a_dead_disk_keeps_no_node_attached(snode: Snode) -> None:
+    volume_id = snode.create().volume_id
+    snode.publish(volume_id)
+    pool = snode.volumes._pools.by_name["files"]
+    snode.volumes._pools.by_name = {"files": Pool(Broken(), pool.export)}  # type: ignore[arg-type]
+    snode.unpublish(volume_id, snode.node)
+    assert snode.targets() == set()
+    assert snode.publications.all() == []
+
+
+def test_a_node_whose_record_was_lost_is_fenced_before_another_gets_the_volume(snode: Snode, tmp_path: Path) -> None:
+    volume_id = snode.create().volume_id
+    snode.publish(volume_id)
+    (before,) = snode.targets()
+    for record in (tmp_path / "state" / "publications").glob("*.json"):
+        record.unlink()
+    snode.start()
+    snode.publish(volume_id, snode.other)
+    assert before not in snode.targets()
+    assert len(snode.targets()) == 1
+
+
+def test_unpublish_fences_a_node_whose_record_was_lost(snode: Snode, tmp_path: Path) -> None:
+    volume_id = snode.create().volume_id
+    snode.publish(volume_id)
+    for record in (tmp_path / "state" / "publications").glob("*.json"):
+        record.unlink()
+    snode.start()
+    snode.unpublish(volume_id, snode.node)
+    assert snode.targets() == set()
+
+
+def test_a_damaged_record_does_not_stop_the_restoration_of_the_others(
+    snode: Snode, tgtd: FakeTgtd, tmp_path: Path
+) -> None:
+    one, two = snode.create("a").volume_id, snode.create("b").volume_id
+    snode.publish(one)
+    snode.publish(two)
+    (record,) = (tmp_path / "state" / "publications").glob(f"{one}.*.json")
+    record.write_bytes(b"")
+    snode.start()
+    tgtd.restart()
+    snode.volumes.tend(soon())
+    assert [name.split(":")[1] for name in snode.targets()] == [two]
+    snode.unpublish(one)
+    snode.publish(one, snode.other)
+    assert len(snode.targets()) == 2
+
+
+def test_a_full_state_folder_does_not_keep_a_node_attached(snode: Snode, monkeypatch: pytest.MonkeyPatch) -> None:
+    volume_id = snode.create().volume_id
+    snode.publish(volume_id)
+
+    def full(*_: object, **__: object) -> None:
+        raise NoSpace("no space for the record")
+
+    monkeypatch.setattr(RecordStore, "write", full)
+    snode.unpublish(volume_id, snode.node)
+    assert snode.targets() == set()
+    assert snode.publications.all() == []
+
+
+def test_a_publication_over_another_protocol_is_not_forgotten(snode: Snode) -> None:
+    volume_id = snode.create().volume_id
+    snode.publish(volume_id)
+    pool = snode.volumes._pools.by_name["files"]
+    snode.volumes._pools.by_name = {"files": Pool(pool.backend, NoExport(), local_to="c1")}
+    for action in (lambda: snode.unpublish(volume_id), lambda: snode.publish(volume_id)):
+        with pytest.raises(InUse, match="over iscsi"):
+            action()
+    assert len(snode.targets()) == 1
+
+
+def test_memory_holds_what_the_disk_holds_after_a_failed_sync(snode: Snode, monkeypatch: pytest.MonkeyPatch) -> None:
+    volume_id = snode.create().volume_id
+
+    def fail(_self: RecordStore) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RecordStore, "_sync_folder", fail)
+        with pytest.raises(Unavailable):
+            snode.publish(volume_id)
+    with pytest.raises(InUse, match="published to node c1"):
+        snode.publish(volume_id, snode.other)
+    snode.unpublish(volume_id)
+    snode.start()
+    assert snode.publications.all() == []
+
+
+def test_limits_hold_when_many_publish_at_once(snode: Snode) -> None:
+    snode.volumes._publishing._max_per_node = 2
+    volumes = [snode.create(f"v{n}").volume_id for n in range(8)]
+    barrier = threading.Barrier(8)
+
+    def work(volume_id: str) -> None:
+        barrier.wait()
+        with contextlib.suppress(NoSpace):
+            snode.publish(volume_id)
+
+    threads = [threading.Thread(target=work, args=(volume_id,)) for volume_id in volumes]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(snode.publications.all()) == 2
+
+
+def test_an_existing_volume_out_of_reach_is_a_conflict(snode: Snode) -> None:
+    snode.create()
+    pool = snode.volumes._pools.by_name["files"]
+    snode.volumes._pools.by_name = {"files": Pool(pool.backend, pool.export, local_to="c1")}
+    with pytest.raises(Conflict, match="local to node c1"):
+        snode.volumes.create(
+            name="a", required_bytes=8 * MIB, limit_bytes=0, capabilities=[WRITER], parameters={},
+            requisite=[{TOPOLOGY_NODE: "c2"}], deadline=soon(),
+        )  # fmt: skip
+
+
+def test_a_key_that_nothing_can_be_sealed_to_leaves_no_publication(snode: Snode) -> None:
+    volume_id = snode.create().volume_id
+    evil = NodeId(name="evil", public_key="A" * 43, initiator="iqn.1993-08.org.debian:01:evil")
+    with pytest.raises(Invalid, match="key"):
+        snode.publish(volume_id, evil)
+    assert snode.publications.all() == []
+    assert snode.targets() == set()
+
+
+def test_commands_of_one_life_on_lvm(tmp_path: Path, tgtd: FakeTgtd) -> None:
+    """CreateVolume is one LVM command; publish and unpublish start no process at all."""
+    snode = Snode(tmp_path / "snode", tgtd, lvm=True)
+    snode.create("warm")  # the first one reads the volume group once
+    assert snode.lvm is not None
+
+    def commands(action: Callable[[], object]) -> list[str]:
+        before = len(snode.runner.calls)
+        action()
+        return [call[1] if call[0] == "lvm" else call[0] for call in snode.runner.calls[before:]]
+
+    ids: list[str] = []
+    assert commands(lambda: ids.append(snode.create().volume_id)) == ["lvcreate"]
+    assert commands(snode.create) == []
+    assert commands(lambda: snode.publish(ids[0])) == []
+    assert commands(lambda: snode.publish(ids[0])) == []
+    assert commands(lambda: snode.unpublish(ids[0])) == []
+    assert commands(lambda: snode.publish(ids[0], snode.other)) == []
+    assert commands(lambda: snode.unpublish(ids[0], snode.other)) == []

@@ -6,6 +6,7 @@ import pytest
 
 from csi import wire
 from csi.config import Config, load
+from csi.deadline import Deadline
 from csi.errors import Unavailable
 from csi.model import NodeId
 
@@ -52,7 +53,7 @@ def test_a_node_attaches_what_its_pools_and_role_need(tmp_path: Path) -> None:
 def test_pools_share_one_export_and_local_ones_are_tied_to_this_node(tmp_path: Path) -> None:
     volumes = wire.build(_config(tmp_path, LVM + FILES), roles=ALL).volumes
     assert volumes is not None
-    pools = volumes._pools
+    pools = volumes._pools.by_name
     assert {name: pool.local_to for name, pool in pools.items()} == {"disks": "", "thin": "", "local": "node-a"}
     assert pools["disks"].export is pools["thin"].export
     assert {name: pool.export.protocol for name, pool in pools.items()} == {
@@ -71,10 +72,13 @@ def test_a_node_without_an_initiator_name_serves_local_volumes(tmp_path: Path) -
     assert node_id.public_key
 
 
-def test_the_state_folder_is_for_one_process_of_a_role(tmp_path: Path) -> None:
-    config = _config(tmp_path, FILES)
-    wire._state(config, frozenset({"controller"}))
-    assert config.state_dir.stat().st_mode & 0o777 == 0o700
-    wire._state(config, frozenset({"node"}))
-    with pytest.raises(Unavailable, match="another controller works in this state folder"):
-        wire._state(config, ALL)
+def test_a_node_whose_id_csi_can_not_carry_is_not_ready(tmp_path: Path) -> None:
+    initiator = tmp_path / "initiatorname.iscsi"
+    initiator.write_text(f"InitiatorName=iqn.2004-01.com.x:{'y' * 150}\n")
+    config = _config(tmp_path, f'initiator_file = "{initiator}"\n' + FILES)
+    staging = wire.build(config, roles=ALL).staging
+    assert staging is not None
+    (problem,) = [problem for problem in staging.problems(Deadline.after(5)) if "node id" in problem]
+    assert "shorten node.name" in problem.partition(" -> ")[2]
+    with pytest.raises(Unavailable, match="CSI allows 192"):
+        staging.info(Deadline.after(5))

@@ -274,6 +274,23 @@ def test_an_empty_mount_point_is_not_the_pool(folder: Folder) -> None:
     assert len(folder.backend.list_volumes(soon())) == 1
 
 
+def test_a_directory_is_of_one_pool(folder: Folder) -> None:
+    volume = folder.create()
+    other = FilesBackend("other", directory=folder.directory, state=folder.path / "other")
+    (problem,) = other.problems(soon())
+    assert problem.startswith(f"pool other: {folder.directory} holds the volumes of pool files -> give each pool")
+    for act in (
+        lambda: other.find(volume.volume_id, soon()),
+        lambda: other.list_volumes(soon()),
+        lambda: other.delete(volume, soon()),
+        lambda: other.tend(soon()),
+    ):
+        with pytest.raises(Unavailable, match="holds the volumes of pool files"):
+            act()
+    folder.start()
+    assert folder.backend.list_volumes(soon()) == [volume] and folder.backend.problems(soon()) == []
+
+
 def test_directory_that_others_may_write(folder: Folder) -> None:
     folder.create()
     folder.directory.chmod(0o777)

@@ -1,7 +1,10 @@
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
+from csi.backends import lvm
 from csi.backends.lvm import LvmBackend
 from csi.backends.lvm_thick import Thick
 from csi.backends.lvm_thin import Thin
@@ -64,6 +67,24 @@ def test_create_costs_one_command_and_publish_none(rig: Rig) -> None:
     assert rig.backend.open_for_export(found, soon()) == volume
     rig.backend.mark_used(volume)
     assert rig.runner.calls[before:] == []
+
+
+def test_create_costs_one_command_at_every_moment_of_service(rig: Rig) -> None:
+    """The background looks in every 2 seconds, or late, behind a wipe; two minutes of it."""
+    for number, pause in enumerate([2.0] * 30 + [2.0, 10.0] * 5):
+        rig.backend.tend(soon())
+        rig.backend._group._read_at -= pause
+        before = len(rig.runner.calls)
+        rig.create(f"n{number}", size_bytes=MIB)
+        assert [call[0] for call in rig.runner.calls[before:]] == ["lvcreate"], number
+
+
+def test_an_old_report_refuses_nothing(rig: Rig) -> None:
+    volume = rig.create("full", size_bytes=100 * MIB)
+    with pytest.raises(NoSpace):
+        rig.create("two", size_bytes=MIB)
+    del rig.lvm.lvs[volume.volume_id]
+    rig.create("two", size_bytes=MIB)
 
 
 def test_every_command_sees_our_disks_only(rig: Rig) -> None:
@@ -341,6 +362,31 @@ def test_open_sees_a_size_that_an_administrator_changed(rig: Rig) -> None:
     assert rig.backend.open_for_export(volume, soon()).size_bytes == 8 * MIB
 
 
+def test_a_device_that_hangs_does_not_hold_the_pool(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither in the look at the end of a creation nor in that before an export."""
+    other = rig.create("other")
+    locked = rig.backend._group.lock
+    looks: list[Path] = []
+
+    def look(path: Path) -> str:
+        with ThreadPoolExecutor(1) as thread:
+            assert thread.submit(try_lock).result()
+        looks.append(path)
+        rig.backend.tend(soon())
+        return ""
+
+    def try_lock() -> bool:
+        with locked.hold(soon(1)):
+            return True
+
+    monkeypatch.setattr(lvm, "look", look)
+    volume = rig.create()
+    rig.backend.open_for_export(other, soon())
+    assert looks == [volume.device, other.device]
+    assert rig.thick_names == sorted([volume.volume_id, other.volume_id]), "the background left the new one alone"
+    assert rig.records() == []
+
+
 # -- grow ------------------------------------------------------------------------------------------------------------
 
 
@@ -476,11 +522,43 @@ def test_a_missing_disk_is_a_problem(tmp_path: Path) -> None:
     rig.lvm.lvs[volume.volume_id].health = "partial"
     assert "disk of the volume is missing" in rig.backend.list_volumes(soon())[0].health
     assert rig.backend.problems(soon()) == [], "what is there is served"
-    (warning,) = rig.backend.warnings(soon())
+    warning, of_volume = rig.backend.warnings(soon())
+    assert of_volume.startswith(f"pool fast: volume {volume.volume_id}: a disk of the volume is missing -> bring")
     assert "1 of its disks are missing" in warning and "vgreduce" in warning
     assert rig.backend.capacity(soon()).available_bytes == 0
     with pytest.raises(DriverError):
         rig.create("two", size_bytes=5 * MIB)
+
+
+def test_health_is_logged_once_for_each_change(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, space=Thick("raid1"), disks={"/dev/sda": 50, "/dev/sdb": 50})
+    volume = rig.create()
+    lv = rig.lvm.lvs[volume.volume_id]
+
+    def said() -> list[tuple[str, str]]:
+        with capture_logs() as lines:
+            for _ in range(3):
+                rig.backend._group._read_at -= 20.0
+                rig.backend.tend(soon())
+        return [(line["event"], line["problem"].partition(" -> ")[0]) for line in lines]
+
+    assert said() == []
+    lv.sync = "10.00"
+    (syncing,) = said()
+    assert syncing[0] == "needs care" and f"volume {volume.volume_id}: the RAID copies are not in step" in syncing[1]
+    lv.sync = "60.00"
+    assert said() == [], "a figure that moves is no change"
+    lv.sync, lv.health = "100.00", "refresh needed"
+    assert [event for event, _ in said()] == ["needs care", "over"]
+    lv.health = ""
+    assert said() == [("over", f"pool fast: volume {volume.volume_id}: a disk of the volume had errors")]
+
+
+def test_one_sentence_for_a_trouble_of_many(rig: Rig) -> None:
+    for number in range(6):
+        rig.lvm.lvs[rig.create(f"n{number}", size_bytes=MIB).volume_id].health = "partial"
+    (warning,) = rig.start().warnings(soon())
+    assert " and 2 more: a disk of the volume is missing" in warning
 
 
 def test_full_metadata_area(rig: Rig) -> None:

@@ -225,6 +225,18 @@ def test_the_search_and_groups_of_one_name(tmp_path: Path, disk: str) -> None:
         ).list_volumes(soon())
 
 
+def test_a_group_inside_a_volume_of_ours_is_never_the_pool(tmp_path: Path) -> None:
+    """No record of the group yet, and the real one is not there: the guest's must not be taken for it."""
+    with loop(tmp_path / f"{volume_id_of('guest')}.img", 64 * MIB) as guest:
+        lvm("vgcreate", only(guest), VG, guest)
+        pool = backend(tmp_path, guest, MetadataOnly(), given=False)
+        assert "not found on this machine" in pool.problems(soon())[0]
+        assert not (tmp_path / "state" / "vg.json").exists()
+    with loop(tmp_path / "a disk", 64 * MIB) as disk:
+        lvm("vgcreate", only(disk), VG, disk)
+        assert backend(tmp_path, disk, MetadataOnly(), given=False).problems(soon()) == []
+
+
 def test_a_disk_that_joins_and_one_that_goes(tmp_path: Path, disk: str) -> None:
     pool = backend(tmp_path, disk, MetadataOnly(), given=False)
     pool.create(volume_id_of("a"), name="a", size_bytes=MIB, parameters={}, deadline=soon())

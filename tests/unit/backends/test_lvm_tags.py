@@ -5,7 +5,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from csi.backends import lvm_tags
-from csi.backends.figures import figure
 from csi.backends.lvm_report import parse, parse_rows
 from csi.errors import CommandFailed, Invalid
 
@@ -51,10 +50,3 @@ def test_reports_in_another_form_are_an_error_with_words(text: str) -> None:
     if text not in ('{"report": []}', '{"report": [{"vg": [{}]}]}'):
         with pytest.raises(CommandFailed, match="not understood"):
             parse_rows(text, "pv")
-
-
-def test_figures() -> None:
-    assert figure(0) == "0 bytes"
-    assert figure(1023) == "1023 bytes"
-    assert figure(1536 << 20) == "1.5 GiB (1610612736 bytes)"
-    assert figure(1 << 62) == "4.0 EiB (4611686018427387904 bytes)"

@@ -1,11 +1,13 @@
 """Deletion of thick volumes: gone at once, zeroed before the space is given on, resumed after every kill."""
 
 import random
+import threading
 from pathlib import Path
 
 import pytest
 
 from csi.backends import lvm_trash, wipe
+from csi.backends.lvm_thick import Thick
 from csi.errors import DataLoss, DriverError
 from csi.model import Volume, volume_id_of
 from tests.fakes.crash import Crash, CrashAt
@@ -157,6 +159,150 @@ def test_one_that_fails_does_not_hold_up_the_others(rig: Rig) -> None:
     rig.start()
     rig.settle()
     assert rig.thick_names == [stuck] and rig.lvm.dirty == []
+
+
+# -- RAID: what a leg that fell out still holds ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mirror(tmp_path: Path) -> Rig:
+    return Rig(tmp_path, space=Thick("raid1"), disks={"/dev/sda": 50, "/dev/sdb": 50})
+
+
+def fall_out_while_wiping(mirror: Rig, monkeypatch: pytest.MonkeyPatch, *, disk_too: bool) -> str:
+    """The leg fails after the health was looked at, before the last zero."""
+    real = wipe.wipe_step
+
+    def wipe_step(path: Path, *, start: int, size_bytes: int, seconds: float) -> int:
+        mirror.lvm.drop_leg(path.name)
+        if disk_too:
+            mirror.lvm.gone.add("/dev/sdb")
+        monkeypatch.setattr(lvm_trash, "wipe_step", real)
+        return real(path, start=start, size_bytes=size_bytes, seconds=seconds)
+
+    full_of_data(mirror)
+    mirror.delete()
+    monkeypatch.setattr(lvm_trash, "wipe_step", wipe_step)
+    (trash,) = mirror.thick_names
+    return trash
+
+
+@pytest.mark.parametrize("restart", [False, True])
+@pytest.mark.parametrize("disk_too", [False, True])
+def test_a_leg_that_fails_during_the_wipe_keeps_the_volume(
+    mirror: Rig, monkeypatch: pytest.MonkeyPatch, disk_too: bool, restart: bool
+) -> None:
+    trash = fall_out_while_wiping(mirror, monkeypatch, disk_too=disk_too)
+    mirror.settle()
+    assert mirror.thick_names == [trash] and mirror.lvm.dirty == []
+    assert not any("wipes" in name for name in mirror.records()), "what was zeroed without the leg counts for nothing"
+    (text,) = [text for text in mirror.backend.warnings(soon()) if trash in text]
+    assert "space stays taken" in text and "vgreduce --removemissing --force vg0" in text
+    if restart:
+        mirror.start()
+        mirror.settle()
+        assert not disk_too or mirror.thick_names == [trash]
+    mirror.lvm.gone.clear()
+    mirror.start()  # or after the pause
+    mirror.settle()
+    assert mirror.thick_names == [] and mirror.lvm.dirty == []
+    assert mirror.runner.count("lvchange", "--refresh") == 1
+    assert mirror.backend.warnings(soon()) == []
+
+
+def test_a_note_of_all_zeros_does_not_outlive_a_lost_leg(mirror: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Zeroed to the end, killed before the removal, then a leg is lost."""
+    full_of_data(mirror)
+    mirror.delete()
+    mirror.runner.fail("lvremove", reply=None)
+    with pytest.raises(Crash):
+        mirror.settle()
+    (trash,) = mirror.thick_names
+    assert any("wipes" in name for name in mirror.records())
+    mirror.lvm.lvs[trash].leg_left = b"old data"
+    mirror.start()
+    starts: list[int] = []
+    real = wipe.wipe_step
+
+    def spy(path: Path, *, start: int, size_bytes: int, seconds: float) -> int:
+        starts.append(start)
+        return real(path, start=start, size_bytes=size_bytes, seconds=seconds)
+
+    monkeypatch.setattr(lvm_trash, "wipe_step", spy)
+    mirror.settle()
+    assert starts == [0] and mirror.thick_names == [] and mirror.lvm.dirty == []
+
+
+def test_legs_that_are_not_in_step_yet_are_waited_for(mirror: Rig) -> None:
+    full_of_data(mirror)
+    mirror.delete()
+    (trash,) = mirror.thick_names
+    mirror.lvm.lvs[trash].sync = "40.00"
+    mirror.settle()
+    assert mirror.thick_names == [trash]
+    mirror.lvm.lvs[trash].sync = "100.00"
+    mirror.start()
+    mirror.settle()
+    assert mirror.thick_names == [] and mirror.lvm.dirty == [] and mirror.records() == []
+
+
+def test_the_kernels_word_for_the_legs_counts_when_lvm_sees_nothing(mirror: Rig) -> None:
+    full_of_data(mirror)
+    mirror.delete()
+    (trash,) = mirror.thick_names
+    mirror.runner.programs["dmsetup"] = lambda _argv, _input: (0, "0 8 raid raid1 2 AD 8/8 idle 0 0 -\n", "")
+    mirror.settle()
+    assert mirror.thick_names == [trash]
+
+
+def test_trash_waits_for_every_disk_of_the_group(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, disks={"/dev/sda": 50, "/dev/sdb": 50})
+    full_of_data(rig)
+    rig.delete()
+    (trash,) = rig.thick_names
+    rig.lvm.gone.add("/dev/sdb")
+    rig.settle()
+    assert rig.thick_names == [trash]
+    rig.lvm.gone.clear()
+    rig.start()
+    rig.settle()
+    assert rig.thick_names == [] and rig.lvm.dirty == []
+
+
+# -- disks that hang ---------------------------------------------------------------------------------------------------
+
+
+def test_a_step_that_hangs_holds_up_neither_marks_nor_requests_nor_the_end_of_others(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lvm_trash, "_PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(lvm_trash, "_HANGS_SECONDS", 0.0)
+    rig.start(seconds=0.2)
+    for name in ("a", "b"):
+        full_of_data(rig, name)
+        rig.delete(name)
+    stuck = rig.thick_names[0]
+    go_on = threading.Event()
+    real = wipe.wipe_step
+
+    def wipe_step(path: Path, *, start: int, size_bytes: int, seconds: float) -> int:
+        if path.name == stuck:
+            assert go_on.wait(30)
+        return real(path, start=start, size_bytes=size_bytes, seconds=seconds)
+
+    monkeypatch.setattr(lvm_trash, "wipe_step", wipe_step)
+    volume = rig.create("c")
+    rig.backend.mark_used(volume)
+    rig.settle()
+    assert rig.thick_names == [stuck, volume.volume_id]
+    assert "snode.blank" not in rig.lvm.lvs[volume.volume_id].tags
+    assert any("hangs" in text for text in rig.backend.warnings(soon()))
+    rig.create("d")
+    go_on.set()
+    assert rig.backend._trash._zeroing[stuck].ended(wait_seconds=20.0)
+    rig.settle()
+    assert stuck not in rig.thick_names and rig.lvm.dirty == []
+    assert rig.backend.warnings(soon()) == []
 
 
 def test_foreign_volumes_with_such_a_name_are_not_ours_to_wipe(rig: Rig) -> None:

@@ -30,6 +30,7 @@ def problems(node: FakeIscsi, deadline: Deadline) -> list[str]:
 
 def test_all_is_well(node: FakeIscsi, deadline: Deadline, iscsid: None) -> None:
     assert problems(node, deadline) == []
+    assert node.runner.calls == [], "an idle service starts no process"
 
 
 def test_everything_is_missing(node: FakeIscsi, deadline: Deadline) -> None:
@@ -41,14 +42,18 @@ def test_everything_is_missing(node: FakeIscsi, deadline: Deadline) -> None:
     assert "systemctl enable --now iscsid" in daemon
     assert "modprobe iscsi_tcp" in module
     assert "iscsi-iname" in name
+    assert all(problem.partition(" -> ")[2] for problem in (program, daemon, module, name))
 
 
 def test_module_that_can_be_loaded_is_fine(node: FakeIscsi, deadline: Deadline, iscsid: None) -> None:
     (node.sysfs / "class/iscsi_transport/tcp").rmdir()
     code = 0
     node.runner.programs["modprobe"] = lambda argv, _: (code, "", "")
-    assert problems(node, deadline) == []
+    connector = IscsiConnector(node.runner, sysfs=node.sysfs, initiator_file=node.initiator_file, iscsid_socket=SOCKET)
+    assert connector.problems(deadline) == []
     code = 1
+    assert connector.problems(deadline) == []
+    assert node.runner.count("modprobe") == 1, "an idle service starts no process"
     (module,) = problems(node, deadline)
     assert "module package" in module
 

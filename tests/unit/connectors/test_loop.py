@@ -237,7 +237,12 @@ def test_no_loop_device(root: Path, tmp_path: Path, deadline: Deadline) -> None:
     with pytest.raises(Unavailable, match="modprobe loop"):
         loop.connect(make(root), deadline)
     (problem,) = LoopConnector(SubprocessRunner(), roots=[root], dev=empty).problems(deadline)
-    assert "modprobe loop" in problem
+    assert "modprobe loop" in problem.partition(" -> ")[2]
+    (problem,) = LoopConnector(FakeRunner({}), roots=[root]).problems(deadline)
+    assert problem == "losetup is missing -> install the package mount (util-linux)"
+    calls = FakeRunner({"losetup": lambda argv, _: (1, "", "")})
+    assert LoopConnector(calls, roots=[root]).problems(deadline) == []
+    assert calls.calls == [], "an idle service starts no process"
     assert connector(root).problems(deadline) == []
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from csi.connectors.portal import Portal, resolve
+from csi.connectors.portal import Portal
 from csi.deadline import Deadline
 from csi.errors import Invalid, Unavailable
 
@@ -9,17 +9,11 @@ from csi.errors import Invalid, Unavailable
     ("text", "portal", "argument", "folder"),
     [
         ("10.0.0.1:3260", Portal("10.0.0.1", 3260), "10.0.0.1:3260,1", "10.0.0.1,3260,1"),
-        ("10.0.0.1", Portal("10.0.0.1", 3260), "10.0.0.1:3260,1", "10.0.0.1,3260,1"),
         ("[FD00:0::1]:3261", Portal("fd00::1", 3261), "[fd00::1]:3261,1", "fd00::1,3261,1"),
-        ("[fe80::1%eth0]", Portal("fe80::1%eth0", 3260), "[fe80::1%eth0]:3260,1", "fe80::1%eth0,3260,1"),
-        ("localhost:9", Portal("127.0.0.1", 9), "127.0.0.1:9,1", "127.0.0.1,9,1"),
     ],
 )
 def test_forms(text: str, portal: Portal, argument: str, folder: str) -> None:
-    found = resolve(text)
-    if text.startswith("localhost"):
-        assert found.port == portal.port and found.address in ("127.0.0.1", "::1")
-        return
+    found = Portal.parse(text)
     assert (found, found.argument, found.folder) == (portal, argument, folder)
 
 
@@ -27,6 +21,11 @@ def test_forms(text: str, portal: Portal, argument: str, folder: str) -> None:
     "text",
     [
         "",
+        "10.0.0.1",
+        "10.0.0.300:3260",
+        "localhost:3260",
+        "[fe80::1%eth0]:3260",
+        "[10.0.0.1]:3260",
         ":3260",
         "10.0.0.1:0",
         "10.0.0.1:65536",
@@ -40,12 +39,7 @@ def test_forms(text: str, portal: Portal, argument: str, folder: str) -> None:
 )
 def test_not_a_portal(text: str) -> None:
     with pytest.raises(Invalid, match="portal"):
-        resolve(text)
-
-
-def test_name_without_an_address() -> None:
-    with pytest.raises(Unavailable, match="resolve the name"):
-        resolve("no-such-host.invalid:3260")
+        Portal.parse(text)
 
 
 def test_closed_port_is_told() -> None:

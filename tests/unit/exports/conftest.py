@@ -56,6 +56,7 @@ def make(folder: Path) -> Make:
             volume_id=volume_id_of(f"volume {number}"),
             pool="fast",
             node_id=str(node),
+            protocol="iscsi",
             nonce=f"{number:016x}",
             tid=(1 << 30) + number,
             device=device,

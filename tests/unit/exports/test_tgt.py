@@ -44,7 +44,7 @@ def test_no_export(make: Make) -> None:
 
 
 def test_paths_through_every_portal(fake_daemon: FakeDaemon, make: Make) -> None:
-    portals = ["192.0.2.1:3260", "[2001:db8::1]:3261", "snode.example:3260"]
+    portals = ["192.0.2.1:3260", "[2001:db8::1]:3261", "192.0.2.2:3260"]
     publication = make()
     paths = build_export(fake_daemon, portals=portals).ensure(publication, soon())
     assert paths == tuple(IscsiPath(target=publication.target, portal=portal, lun=1) for portal in portals)
@@ -54,7 +54,7 @@ def test_paths_through_every_portal(fake_daemon: FakeDaemon, make: Make) -> None
     "portal", ["", "192.0.2.1", "192.0.2.1:", ":3260", "192.0.2.1:0", "192.0.2.1:65536", "a b:1", "::1:3260"]
 )
 def test_bad_portals(fake_daemon: FakeDaemon, portal: str) -> None:
-    with pytest.raises(Invalid, match=r"controller\.portals"):
+    with pytest.raises(Invalid, match="is not ADDRESS:PORT"):
         build_export(fake_daemon, portals=[portal])
 
 
@@ -477,16 +477,17 @@ def test_other_problems(fake_daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch
     fake_daemon.fake.state = "offline"
     export = build_export(fake_daemon, portals=[], runner=FakeRunner({"tgtd": lambda *_: (0, "hello", "")}))
     problems = export.problems(soon())
-    assert [problem.split(":")[0] for problem in problems] == [
+    assert all(repair for _, _, repair in (problem.partition(" -> ") for problem in problems))
+    assert [problem.split(" -> ")[0] for problem in problems] == [
         "tgtd is offline and takes no logins",
         "controller.portals is empty",
-        "tgtd --version says 'hello'",
+        "tgtd --version says 'hello', not a tgtd",
     ]
     fake_daemon.stop()
     [problem] = export.problems(soon())
     assert "tgtd does not answer on" in problem
     monkeypatch.setattr("os.geteuid", lambda: 1000)
-    assert export.problems(soon()) == ["tgtd obeys root alone: run the driver as root"]
+    assert export.problems(soon()) == ["tgtd obeys root alone -> run the driver as root"]
 
 
 def test_no_problems_of_the_real_tgtd(real_daemon: FakeDaemon) -> None:

@@ -59,13 +59,14 @@ def test_make_takes_only_a_look_of_its_own_and_each_once(
         filesystems.make(look, fs_type="ext4", deadline=deadline)
 
 
-@pytest.mark.parametrize("fs_type", FS_TYPES)
+@pytest.mark.parametrize("fs_type", ["xfs", "btrfs"])
 def test_what_came_onto_the_device_after_the_look_is_seen_by_mkfs(
     fs_type: str, make_disk: MakeDisk, filesystems: Filesystems, deadline: Deadline
 ) -> None:
+    """mke2fs has such a guard on a terminal only."""
     device = make_disk(320)
     look = filesystems.look(device, deadline)
-    tool("mkfs.xfs" if fs_type != "xfs" else "mkfs.ext4", "-q", str(device))
+    tool("mkfs.ext4", "-q", str(device))
     before = fingerprint(device)
     with pytest.raises((DataLoss, CommandFailed)):
         filesystems.make(look, fs_type=fs_type, deadline=deadline)

@@ -310,14 +310,17 @@ class _Reader:
             folder, other = (Path(os.path.realpath(each.directory)) for each in (pool, earlier))
             if folder.is_relative_to(other) or other.is_relative_to(folder):
                 self._problems.append(
-                    f"{where}.directory: {pool.directory} and {earlier.directory} of pool {name} are one folder, or one "
-                    "is in the other; give each pool its own"
+                    f"{where}.directory: {pool.directory} and {earlier.directory} of pool {name} are one folder, or "
+                    "one is in the other; give each pool its own"
                 )
-        if isinstance(pool, LvmThinPool) and isinstance(earlier, LvmThinPool):
-            if (pool.vg, pool.thin_pool) == (earlier.vg, earlier.thin_pool):
-                self._problems.append(
-                    f"{where}.thin_pool: {pool.vg}/{pool.thin_pool} is pool {name} already; name another thin pool"
-                )
+        if (
+            isinstance(pool, LvmThinPool)
+            and isinstance(earlier, LvmThinPool)
+            and (pool.vg, pool.thin_pool) == (earlier.vg, earlier.thin_pool)
+        ):
+            self._problems.append(
+                f"{where}.thin_pool: {pool.vg}/{pool.thin_pool} is pool {name} already; name another thin pool"
+            )
 
     def _check_variables(self) -> None:
         """Refuse unknown variables, like unknown keys; not those that Kubernetes makes of a Service (SNODE_PORT)."""

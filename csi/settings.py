@@ -175,7 +175,8 @@ SETTINGS: tuple[Setting, ...] = (
         "pools", "layout", Kind.CHOICE, "linear", "how a volume lies on the disks", choices=LAYOUTS, pool_types=("lvm",)
     ),
     _setting(
-        "pools", "stripes", Kind.COUNT, 0, "data stripes of striped, raid5, raid6 and raid10 (0 = the least: 2, of raid6 3)", most=128, pool_types=("lvm",)
+        "pools", "stripes", Kind.COUNT, 0,
+        "data stripes of striped, raid5, raid6 and raid10 (0 = the least: 2, of raid6 3)", most=128, pool_types=("lvm",)
     ),
     _setting(
         "pools", "mirrors", Kind.COUNT, 0, "further copies of raid1 and raid10 (0 = one)", most=9, pool_types=("lvm",)

@@ -1,6 +1,7 @@
-"""When a request about a volume that is staged or published already may go on. Functions of what is known; only check_path looks itself.
+"""When a request about a volume that is staged or published already may go on.
 
-CSI, NodePublishVolume, the table of the second call; docs/decisions/008-second-publish.md has what deviates from it.
+Functions of what is known; only check_path looks itself. CSI, NodePublishVolume, the table of the second call;
+docs/decisions/008-second-publish.md has what deviates from it.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -82,7 +83,7 @@ def check_published(volume_id: str, layer: Mount, before: Asked | None, asked: A
 def check_beside(volume_id: str, others: Mapping[Path, Asked], asked: Asked) -> None:
     """Raise InUse unless the volume may be at one more target beside those where it is already."""
     for path, other in others.items():
-        if _single(asked) or _single(other):
+        if _single(asked):
             raise _taken(volume_id, path)
         if not other.same_capability(asked):
             raise InUse(

@@ -32,28 +32,34 @@ class Sweep:
         if self._done or time.monotonic() < self._due:
             return
         failed: dict[str, str] = {}
+        volume_ids = set(self._records.volume_ids())
         for connector in self._connectors:
             try:
-                volume_ids = connector.left_over()
+                volume_ids.update(connector.left_over())
             except DriverError as error:
                 failed[connector.protocol] = str(error)
-                continue
-            for volume_id in volume_ids:
-                if problem := self._detach(connector, volume_id, deadline):
-                    failed[volume_id] = problem
+        for volume_id in sorted(volume_ids):
+            if problem := self._detach(volume_id, deadline):
+                failed[volume_id] = problem
         self._tell(failed)
         self._done = not failed
         self._due = time.monotonic() + self._seconds
         self._seconds = min(2 * self._seconds, _MOST_SECONDS)
 
-    def _detach(self, connector: Connector, volume_id: str, deadline: Deadline) -> str:
-        """Detach a volume without a record; returns what went wrong, or ""."""
+    def _detach(self, volume_id: str, deadline: Deadline) -> str:
+        """Detach a volume unless it is staged and attached; returns what went wrong, or "".
+
+        Staged on record but not attached is what a reboot leaves: then the record and the initiator's go too.
+        """
         try:
             with self._locks.hold(volume_id, background=True):
-                if volume_id in self._records.volume_ids():
+                attached = any(connector.find(volume_id) is not None for connector in self._connectors)
+                if attached and volume_id in self._records.volume_ids():
                     return ""
-                connector.disconnect(volume_id, deadline)
-                self._log.info("detached what an earlier life left", volume_id=volume_id)
+                for connector in self._connectors:
+                    connector.disconnect(volume_id, deadline)
+                self._records.try_remove(volume_id)
+                self._log.info("removed what an earlier life left", volume_id=volume_id)
         except Busy:
             return _BUSY  # a request for it is under way
         except DriverError as error:

@@ -72,8 +72,8 @@ class ImageDirectory:
         owner = here.get("pool", self._pool) if here is not None else self._pool
         if owner != self._pool:
             raise Unavailable(
-                f"pool {self._pool}: {self.path} holds the volumes of pool {owner} -> give each pool a directory of its "
-                f"own (if the pool was renamed, write its new name into {self.path / _MARKER}.json)"
+                f"pool {self._pool}: {self.path} holds the volumes of pool {owner} -> give each pool a directory "
+                f"of its own (if the pool was renamed, write its new name into {self.path / _MARKER}.json)"
             )
         if known is None:
             if here is None:

@@ -119,9 +119,9 @@ class Wire:
     ) -> str:
         """Send a request and return the text of the reply. what: names it in errors; never holds a secret.
 
-        Raises Refused (with tgtd's number; Vanished is one), NoSpace when tgtd is out of memory, Unavailable when it does not answer or
-        goes away in the middle, Timeout when the deadline comes before the reply. After an Unavailable or a Timeout
-        the request may have taken effect: read back.
+        Raises Refused (with tgtd's number; Vanished is one), NoSpace when tgtd is out of memory, Unavailable when it
+        does not answer or goes away in the middle, Timeout when the deadline comes before the reply. After an
+        Unavailable or a Timeout the request may have taken effect: read back.
         """
         data = text.encode() + b"\0" if text else b""
         if len(data) > MAX_TEXT:
@@ -143,7 +143,8 @@ class Wire:
                 ) from error
             except (OSError, EOFError) as error:
                 raise Unavailable(
-                    f"tgtd went away when asked to {what} ({error}) -> see whether it runs (systemctl status tgt), repeat"
+                    f"tgtd went away when asked to {what} ({error}) -> see whether it runs (systemctl status tgt), "
+                    "repeat"
                 ) from error
         if code in (Code.NO_MEMORY, Code.TOO_MANY_USERS):
             raise NoSpace(f"tgtd has no room to {what}; give it more memory or publish less")

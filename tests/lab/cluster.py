@@ -110,7 +110,9 @@ class Cluster:
             return
         roles.serve_tcp(guest, machine.driver.socket, _RPC_PORT)
         guest.sh(["touch", "/run/relay.ready"])
-        channel = grpc.insecure_channel(f"unix:{self.lab.forward(guest.ip, _RPC_PORT)}")
+        # The driver is killed and started again: a broken connection is tried again at once.
+        options = [("grpc.initial_reconnect_backoff_ms", 50), ("grpc.max_reconnect_backoff_ms", 200)]
+        channel = grpc.insecure_channel(f"unix:{self.lab.forward(guest.ip, _RPC_PORT)}", options=options)
         machine.stubs = {
             "controller": rpc.ControllerStub(channel),
             "node": rpc.NodeStub(channel),

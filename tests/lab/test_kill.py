@@ -1,13 +1,16 @@
 """The controller is killed at every step of a volume's life on LVM and tgtd, started, and the request repeated."""
 
+import time
 from collections.abc import Callable
+from contextlib import suppress
 
 import grpc
 import pytest
 
-from . import Lab
+from . import Lab, roles
 from .cluster import MIB, Cluster
 from .conftest import Say
+from .errors import LabError
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 
@@ -48,17 +51,24 @@ def _until_it_survives(cluster: Cluster, request: Callable[[], object]) -> int:
     step = 0
     while True:
         step += 1
-        environment = ["SNODE_TEST=1", f"SNODE_CRASH_AT={step}"]
+        with suppress(LabError):  # it may die before it listens
+            cluster.start_driver(cluster.snode, environment=["SNODE_TEST=1", f"SNODE_CRASH_AT={step}"])
+        driver = cluster.snode.driver
+        assert driver is not None
+        if _answers(driver, request):
+            driver.stop()
+            return step - 1
+        assert driver.process.rc == -9, driver.process.out[-2000:]
+
+
+def _answers(driver: roles.Driver, request: Callable[[], object]) -> bool:
+    """Whether the request is answered; False when the controller dies. A connection that is not there is waited for."""
+    while driver.process.rc is None:
         try:
-            cluster.start_driver(cluster.snode, environment=environment)
             request()
-        except (grpc.RpcError, Exception) as error:
-            driver = cluster.snode.driver
-            assert driver is not None
-            if isinstance(error, grpc.RpcError) and error.code() is not grpc.StatusCode.UNAVAILABLE:
+            return True
+        except grpc.RpcError as error:
+            if error.code() is not grpc.StatusCode.UNAVAILABLE:
                 raise
-            assert driver.process.wait(10) == -9, f"{error}\n{driver.process.out[-2000:]}"
-            continue
-        assert cluster.snode.driver is not None
-        cluster.snode.driver.stop()
-        return step - 1
+            time.sleep(0.1)
+    return False

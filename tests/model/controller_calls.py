@@ -156,7 +156,7 @@ class ControllerCalls:
             reply = self._caller.call(request)
         finally:
             self._learn(known)
-        assert not reply.ok or reply.message.capacity_bytes == known.size_bytes >= call.size
+        assert not reply.ok or reply.message.capacity_bytes >= max(call.size, known.size_bytes)
         if sure and known.exists is not None and self._world.tgtd_up and not self._caller.in_flight():
             shrink = call.odd and call.size < before
             self._caller.expect(reply, Code.NOT_FOUND if not known.exists else Code.OUT_OF_RANGE if shrink else Code.OK)

@@ -177,8 +177,6 @@ class Model(RuleBasedStateMachine):
         published = known.published.get(call.node)
         if as_block is None or as_block != node.is_block(path):
             return
-        if as_block and (published is None or "block" not in published.way):
-            return  # nobody told the SNODE that it would be used as a raw device
         record = known.next_record()
         if node.write(path, record):
             assert published is not None and not published.readonly, "a node wrote that may only read, or nothing"

@@ -1,7 +1,7 @@
 """Build the Go programs that the tests use, once, into `.cache/tools`.
 
-As a program: `python -m tests.tools.build [NAME ...]`, all of them without a name; with `--find-go` it only says whether
-there is a Go to build with. As an import: `tool_path(NAME)`.
+As a program: `python -m tests.tools.build [NAME ...]`, all of them without a name; with `--find-go` it only looks for a
+Go to build with. As an import: `tool_path(NAME)`.
 Versions stand in go.mod beside this file. A program is built anew when go.mod, go.sum or its own source changes.
 """
 

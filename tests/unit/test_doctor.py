@@ -10,6 +10,7 @@ import pytest
 from csi import doctor
 from csi.config import load
 from csi.doctor_host import Finding, Host
+from csi.model import volume_id_of
 from tests.fakes.lvm import FakeLvm
 from tests.fakes.runner import FakeRunner, Reply
 
@@ -235,6 +236,21 @@ def test_autoactivation_is_told(machine: Machine) -> None:
     machine.lvm.autoactivation = "enabled"
     finding = _one(machine.examine(LVM, role="controller"), "pool disks", "warning")
     assert finding.repair == "vgchange --setautoactivation n vg0"
+
+
+def test_sick_volumes_and_deleted_ones_that_keep_their_space_are_told(machine: Machine) -> None:
+    tags = ["snode.format=1", "snode.pool=disks", "snode.name=eA=="]
+    volume_id = volume_id_of("x")
+    for name in (volume_id, "trash-0123456789abcdef", "somebody-elses"):
+        machine.lvm.add(name, extents=1, kind="raid1", health="refresh needed", tags=tags if name[0] in "vt" else [])
+    findings = _bad(machine.examine(LVM, role="controller"), "warning")
+    volume, trash = [finding for finding in findings if finding[0] == "pool disks"]
+    assert volume[1:] == (
+        f"volume {volume_id}: a disk of the volume had errors",
+        "`lvchange --refresh`, or replace it and `lvconvert --repair`",
+    )
+    assert "trash-0123456789abcdef: its space stays taken" in trash[1]
+    assert "lvconvert --mirrors 0 vg0/trash-0123456789abcdef" in trash[2]
 
 
 def test_a_missing_disk_is_told(machine: Machine) -> None:

@@ -149,9 +149,10 @@ def test_a_refused_path_is_told_by_its_field(machine: Machine, path: str) -> Non
         machine.stage(path=place)
     with pytest.raises(Invalid, match=r"^staging_target_path '"):
         machine.unstage(place)
-    for attempt in (lambda: machine.publish(target=place), lambda: machine.unpublish(place)):
-        with pytest.raises(Invalid, match=r"^target_path '"):
-            attempt()
+    with pytest.raises(Invalid, match=r"^target_path '"):
+        machine.publish(target=place)
+    with pytest.raises(Invalid, match=r"^target_path '"):
+        machine.unpublish(place)
     with pytest.raises(Invalid, match=r"^volume_path '"):
         machine.stats(place)
 

@@ -173,6 +173,6 @@ def test_context_of_another_volume_is_refused(node: FakeIscsi, deadline: Deadlin
         "paths": {"paths": ()},
         "lun": {"paths": (dataclasses.replace(attachment.paths[0], lun=0),)},
     }
-    with pytest.raises(Invalid, match="publish_context.paths of volume"):
+    with pytest.raises(Invalid, match=r"publish_context\.paths of volume"):
         node.connector().connect(dataclasses.replace(attachment, **changes[field]), deadline)
     assert node.runner.calls == []

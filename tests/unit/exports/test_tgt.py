@@ -180,7 +180,7 @@ def test_no_tgtd(fake_daemon: FakeDaemon, export: TgtExport, make: Make) -> None
     fake_daemon.stop()
     publication = make()
     for call in (export.ensure, export.remove, export.grow):
-        with pytest.raises(Unavailable, match=r"tgtd does not answer on .*: start it"):
+        with pytest.raises(Unavailable, match=r"tgtd does not answer on .* -> start it"):
             call(publication, soon())
     with pytest.raises(Unavailable, match="tgtd does not answer"):
         export.reconcile(list, soon())
@@ -391,7 +391,7 @@ def test_one_that_can_not_be_restored_does_not_cost_the_others(
     publications = [make() for _ in range(4)]
     publications[1].device.unlink()
     publications[2] = replace(publications[2], nonce="A,b")
-    with pytest.raises(Unavailable, match=r"2 target\(s\) are not as they should be: .*can't be opened.*target name"):
+    with pytest.raises(Unavailable, match=r"2 target\(s\) are not as they should be: .*is not there.*target name"):
         export.reconcile(wanted(*publications), soon())
     assert fake_daemon.fake.state == "ready"
     assert fake_daemon.login(publications[0]).alive()

@@ -200,7 +200,7 @@ def test_longest_call_is_bounded_without_a_deadline(stub: Stub) -> None:
 def test_no_socket_and_nobody_behind_it(folder: Path) -> None:
     path = folder / "socket.0"
     client = TgtClient(path)
-    message = f"tgtd does not answer on {path} .*: start it \\(systemctl start tgt\\)"
+    message = f"tgtd does not answer on {path} .* -> start it \\(systemctl start tgt\\)"
     with pytest.raises(Unavailable, match=message):
         client.show_targets(soon())
     with socket.socket(socket.AF_UNIX) as dead:

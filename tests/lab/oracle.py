@@ -67,8 +67,9 @@ class Oracle:
         The last writer's acknowledged records must all be there, in its own words; records that it wrote but that were
         not acknowledged yet may be there; nothing else may.
         """
+        with self._news:  # before the look: the writer may still run
+            stamp, last = list(self._acknowledged.items())[-1]
         out = guest.sh(["/usr/bin/python3", str(_PROGRAM), "check", path], timeout=120)
-        stamp, last = list(self._acknowledged.items())[-1]
         lines = [line.rsplit(" ", 1) for line in out.splitlines()]
         foreign = [" ".join(line) for line in lines if line[0] != stamp and not self._older(line[0])]
         assert foreign == [], f"{self.volume}: foreign or damaged records: {foreign[:5]}"

@@ -2,6 +2,7 @@
 
 import random
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -293,7 +294,9 @@ def test_a_step_that_hangs_holds_up_neither_marks_nor_requests_nor_the_end_of_ot
     monkeypatch.setattr(lvm_trash, "wipe_step", wipe_step)
     volume = rig.create("c")
     rig.backend.mark_used(volume)
+    began = time.monotonic()
     rig.settle()
+    assert time.monotonic() - began < 10
     assert rig.thick_names == [stuck, volume.volume_id]
     assert "snode.blank" not in rig.lvm.lvs[volume.volume_id].tags
     assert any("hangs" in text for text in rig.backend.warnings(soon()))

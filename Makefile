@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test lint proto clean packages-driver packages-test go
+.PHONY: help demo test soak lint proto clean packages-driver packages-test go
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -13,6 +13,9 @@ demo: packages-driver $(VENV)/installed  ## walk one volume through its whole li
 
 test: packages-test $(VENV)/installed-dev go  ## everything that must hold: lint, types, unit, rpc, csi-sanity (as root)
 	$(BIN)/python -m pytest
+
+soak: packages-test $(VENV)/installed-dev  ## the longer runs: every step a moment of death, every kind of pool, on real kernels
+	$(BIN)/python -m pytest -m soak
 
 lint: $(VENV)/installed-dev  ## only style, types and imports
 	$(BIN)/python -m pytest tests/test_style.py

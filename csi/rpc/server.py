@@ -9,6 +9,7 @@ import os
 import socket
 import stat
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -26,6 +27,8 @@ from csi.rpc.method import WORKERS, Calls
 GRACE_SECONDS = 25.0
 #: How long requests get to notice the stop flag after that.
 _LAST_SECONDS = 2.0
+#: How long the watchers of health may take to be told.
+_HEALTH_SECONDS = 1.0
 
 #: Adds one servicer to a server; the generated `add_…_to_server` functions with their servicer bound.
 Registration = Callable[[grpc.Server], None]
@@ -77,7 +80,7 @@ class Server:
         Returns False when a request is stuck all the same (a process in uninterruptible sleep): the caller then leaves
         with `os._exit`, since the interpreter's normal end would wait for that thread.
         """
-        self._health.enter_graceful_shutdown()
+        self._tell_watchers()
         self._server.stop(grace_seconds).wait()
         self._calls.stop.set()
         # Aborted requests run on in their threads; those that wait for a deadline see the flag now.
@@ -89,6 +92,12 @@ class Server:
             os.close(self._lock_fd)
             self._lock_fd = None
         return not stuck
+
+    def _tell_watchers(self) -> None:
+        """Health is NOT_SERVING from here on. Bounded: the library can deadlock with a watcher that leaves just now."""
+        telling = threading.Thread(target=self._health.enter_graceful_shutdown, name="health", daemon=True)
+        telling.start()
+        telling.join(_HEALTH_SECONDS)
 
     def _bind_tcp(self) -> None:
         assert self._tls is not None

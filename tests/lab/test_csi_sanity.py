@@ -1,6 +1,7 @@
 """csi-sanity across two real machines: the controller on a SNODE with LVM and tgtd, the node on a CNODE with iscsid."""
 
 import shutil
+from collections.abc import Sequence
 
 import pytest
 
@@ -43,6 +44,15 @@ SIZE_BYTES = 64 << 20
 
 
 def test_csi_sanity_on_lvm_tgt_and_iscsi(lab: Lab, say: Say) -> None:
+    _run(lab, say, [("thick", "mount")])
+
+
+@pytest.mark.soak
+def test_csi_sanity_on_every_kind_of_pool(lab: Lab, say: Say) -> None:
+    _run(lab, say, [("thick", "block"), ("thin", "mount"), ("mirror", "mount")])
+
+
+def _run(lab: Lab, say: Say, runs: Sequence[tuple[str, str]]) -> None:
     snode, cnode = roles.add_snode(lab, legs=2), roles.add_cnode(lab)
     lab.boot_all()
     roles.start_snode(snode)
@@ -52,7 +62,7 @@ def test_csi_sanity_on_lvm_tgt_and_iscsi(lab: Lab, say: Say) -> None:
     roles.serve_tcp(snode, controller.socket, 9000)
     node = roles.start_driver(cnode, "node", NODE)
     shutil.copy(tool_path("csi-sanity"), lab.share / "csi-sanity")
-    for pool, access in (("thick", "mount"), ("thick", "block"), ("thin", "mount"), ("mirror", "mount")):
+    for pool, access in runs:
         cnode.write("/run/parameters.yaml", f"pool: {pool}\n")
         name = f"{pool}-{access}"
         rc, out = cnode.run(

@@ -12,7 +12,7 @@ from .cluster import MIB, Cluster
 from .conftest import Say
 from .errors import LabError
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.lab, pytest.mark.soak, pytest.mark.timeout(900)]
 
 
 def test_kill_9_of_the_controller_at_every_step(lab: Lab, say: Say) -> None:

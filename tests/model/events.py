@@ -88,9 +88,9 @@ class Events:
         if stuck:
             return
         wanted = {p.target: p for p in world.publications.all() if not p.revoked}
-        assert world.targets() == wanted.keys()
+        assert world.targets() == wanted.keys(), f"tgtd has {world.targets()}, published are {set(wanted)}"
         used = {user for p in wanted.values() for user in (p.chap.user, p.chap.mutual_user)}
-        assert world.tgtd.accounts.keys() == used
+        assert world.tgtd.accounts.keys() == used, f"tgtd has accounts {set(world.tgtd.accounts)}, used are {used}"
         assert world.tgtd.state == "ready"
         assert world.strays() == []
 

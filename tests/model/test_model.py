@@ -26,7 +26,7 @@ from tests.model.orchestrator import Orchestrator
 from tests.model.patience import crash
 from tests.model.world import World
 
-SECONDS = float(os.environ.get("SNODE_MODEL_SECONDS", "25"))
+SECONDS = float(os.environ.get("SNODE_MODEL_SECONDS", "22"))
 SEED = os.environ.get("SNODE_MODEL_SEED", "")
 _EXAMPLES, _STEPS = 5, 40
 

@@ -7,12 +7,15 @@ import os
 from pathlib import Path
 from typing import Protocol
 
+from csi.deadline import Deadline
 from csi.errors import Unavailable
 
 _SG_IO = 0x2285
 _SG_DXFER_FROM_DEV = -3
 _PAGE_BYTES = 1024
 _INQUIRY_MILLISECONDS = 10_000
+#: How long a device must stay held to count as held.
+_HELD_SECONDS = 1.0
 
 
 class BlockDevices(Protocol):
@@ -46,14 +49,27 @@ class KernelBlockDevices:
         return naa_names(page)
 
     def held(self, path: Path) -> bool:
-        """See BlockDevices.held. An exclusive open is refused (EBUSY) while anybody in the kernel holds the device."""
-        try:
-            fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_EXCL | os.O_CLOEXEC)
-        except OSError as error:
-            # Any other error means that the device is dead or gone: nobody can be using it to good effect.
-            return error.errno == errno.EBUSY
-        os.close(fd)
+        """See BlockDevices.held. An exclusive open is refused (EBUSY) while anybody in the kernel holds the device.
+
+        Asked for up to a second: losetup holds devices for a moment while it looks for a free one, and the kernel lets
+        go of a filesystem a little after the unmount.
+        """
+        patience = Deadline.after(_HELD_SECONDS)
+        while _is_held(path):
+            if patience.remaining() <= 0:
+                return True
+            patience.sleep(0.05)
         return False
+
+
+def _is_held(path: Path) -> bool:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_EXCL | os.O_CLOEXEC)
+    except OSError as error:
+        # Any other error means that the device is dead or gone: nobody can be using it to good effect.
+        return error.errno == errno.EBUSY
+    os.close(fd)
+    return False
 
 
 def naa_names(page: bytes) -> frozenset[str]:

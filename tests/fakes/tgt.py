@@ -10,6 +10,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -242,7 +243,8 @@ class FakeTgtd:
                 self.unexpected.append(f"{request}: {error!r}")
                 return
             data = reply.encode() + b"\0" if reply else b""
-            connection.sendall(REPLY.pack(code, REPLY.size + len(data)) + data)
+            with suppress(ConnectionError):  # a client that was killed meanwhile
+                connection.sendall(REPLY.pack(code, REPLY.size + len(data)) + data)
 
     def _take(self, request: _Request) -> tuple[int, str]:
         with self.guard:

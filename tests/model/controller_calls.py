@@ -186,6 +186,8 @@ class ControllerCalls:
             for known in self._volumes:
                 listed = known.volume_id in found
                 assert known.exists is None or known.exists == listed, f"{known.name} listed: {listed}"
+                if listed and known.exists is None:
+                    known.size_bytes = found[known.volume_id].volume.capacity_bytes  # of a creation that was killed
                 known.exists = listed
                 if listed:
                     nodes = set(found[known.volume_id].status.published_node_ids)

@@ -102,6 +102,21 @@ class Cluster:
         machine.guest.boot()
         self._start_guest(machine.guest)
 
+    def restore(self) -> None:
+        """Heal the network, boot what has no power, and start every daemon and driver that does not run."""
+        for machine in self.machines:
+            guest = machine.guest
+            if not guest.alive:
+                self.boot(machine)
+                continue
+            guest.resume()
+            guest.heal()
+            guest.delay()
+            if machine.daemon is None or machine.daemon.rc is not None:
+                machine.daemon = roles.start_tgtd(guest) if machine is self.snode else roles.start_iscsid(guest)
+            if machine.driver is None or machine.driver.process.rc is not None:
+                self.start_driver(machine)
+
     def start_driver(self, machine: Machine, *, environment: Sequence[str] = ()) -> None:
         """Start the driver of a machine, again if it was killed, and wait for it to answer."""
         guest = machine.guest

@@ -1,0 +1,49 @@
+"""Prints docs/reliability.md from the rows of tests/reliability:
+
+python -m tests.tools.reliability_page > docs/reliability.md
+"""
+
+from tests.reliability.rows import Row, read_rows
+
+_INTRODUCTION = """\
+# Reliability
+
+Generated from `tests/reliability/*.toml` by `python -m tests.tools.reliability_page`; a test compares the two.
+
+How storage fails, what you see of it, and the test that proves it. Nearly all of these run on real kernels in the lab
+(`tests/lab/README.md`), with a real tgtd, iscsid and LVM. Each was also seen to fail without its defence:
+`python -m tests.tools.without_defence NUMBER` takes the defence out of a copy of the project and runs the test; without
+a number it does so for every row. Numbers are those of the team's list of faults; they have gaps because this page
+holds the ones that are proved.
+
+## What is promised
+
+- Data that was acknowledged and flushed survives the crash of any process and the loss of the SNODE's power, given
+  disks that are honest about their caches.
+- One node at most can write a single-node volume once its publication on another node was answered with OK.
+- No file system is made on a volume that ever held data.
+- The bytes of a deleted volume are never readable by another one.
+- Every request may be repeated, and interrupted at any point.
+
+Not promised: service while the SNODE is down, data on disks that fail without RAID, and safety when two controllers
+drive one SNODE (the second one refuses to start where it can see the first).
+
+## Faults
+
+| number | fault | what the user sees | test |
+|---|---|---|---|
+"""
+
+
+def page() -> str:
+    """The whole page."""
+    return _INTRODUCTION + "".join(f"{_line(row)}\n" for row in read_rows())
+
+
+def _line(row: Row) -> str:
+    tests = ", ".join(f"`{test.rpartition('::')[2]}`" for test in row.tests)
+    return f"| {row.number} | {row.fault} | {row.seen} | {tests or 'not tested: ' + row.untested} |"
+
+
+if __name__ == "__main__":
+    print(page(), end="")

@@ -3,13 +3,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test soak lint proto clean packages-driver packages-test go
+.PHONY: help demo lab test soak lint proto clean packages-driver packages-test go
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 demo: packages-driver $(VENV)/installed  ## walk one volume through its whole life on this machine (as root)
 	@$(BIN)/snode demo
+
+lab: packages-test $(VENV)/installed-dev  ## boot one SNODE and two CNODEs with kernels of their own, and a prompt to try them (as root)
+	@$(BIN)/python -m tests.lab
 
 test: packages-test $(VENV)/installed-dev go  ## everything that must hold: lint, types, unit, rpc, csi-sanity (as root)
 	$(BIN)/python -m pytest

@@ -1,0 +1,35 @@
+"""`make lab`: the three commands that it proposes, and what it says of a wrong one."""
+
+import subprocess
+import sys
+
+import pytest
+
+from .kernel import PROJECT
+from .shell import _TRY
+
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
+
+
+def _lab(*lines: str) -> tuple[int, str]:
+    argv = [sys.executable, "-m", "tests.lab"]
+    done = subprocess.run(
+        argv, cwd=PROJECT, input="\n".join(lines), text=True, capture_output=True, timeout=280, check=False
+    )
+    assert done.stderr == ""
+    return done.returncode, done.stdout
+
+
+def test_the_proposed_commands_and_wrong_ones() -> None:
+    proposed = [line[2:].split("  ")[0].strip() for line in _TRY.splitlines() if line.startswith("  ")]
+    assert len(proposed) == 3
+    code, out = _lab(*proposed, "lose data cnode1", "write more", "sing", "help", "delete data", "volumes")
+    assert "acknowledged records are there" in out
+    assert "snode.name=" in out  # the tags that lvs was asked for
+    assert "error: cnode1 has no power: `boot cnode1`" in out
+    assert "error: name a volume and a CNODE, such as `data cnode1`" in out
+    assert "error: no command 'sing'; `help` lists them" in out
+    assert "heal MACHINE: give it its network back." in out
+    assert "data" not in out.split("lab> volumes")[1]  # deleted
+    assert out.endswith("all of it is gone\n")
+    assert code == 1, "a wrong command in a program's input shows in the exit code"

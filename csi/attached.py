@@ -1,6 +1,7 @@
 """What of a volume is on this node now: its device, and the mounts and raw binds of it. Read afresh at each call.
 
-Nothing here asks a mounted filesystem: one that is dead answers with errors, or never.
+Nothing here asks a mounted filesystem, since one that is dead answers with errors, or never; but `complaints` does when
+the device is well.
 """
 
 import os
@@ -12,8 +13,8 @@ from csi.connectors.base import Connector
 from csi.deadline import Deadline
 from csi.errors import InUse, NotFound
 from csi.fs.mounts import Mount, Mounts
-from csi.model import Device
-from csi.stage_records import StageRecords
+from csi.model import Complaint, Device
+from csi.stage_records import Asked, StageRecords
 
 _SYSFS_BLOCK = Path("/sys/dev/block")
 
@@ -63,6 +64,26 @@ class Attached:
             raise InUse(f"{path}: {layer.source} is mounted there, not volume {volume_id}; nothing was unmounted")
         self._mounts.unmount_all(path, deadline)
 
+    def complaints(self, volume_id: str) -> list[Complaint]:
+        """What keeps a volume from being used here; [] = nothing. Raises NotFound when it is not on this node."""
+        device, record = self.find(volume_id), self._records.read(volume_id)
+        if device is None:
+            if record is None:
+                raise NotFound(f"volume {volume_id}: neither attached here nor staged on record")
+            return [Complaint("DeviceGone", f"volume {volume_id}: staged here, but its device is gone; stage it again")]
+        found = [complaint for connector in self._connectors for complaint in connector.complaints(volume_id)]
+        if not found and record is not None:
+            found = [
+                Complaint(
+                    "FilesystemStopped",
+                    f"volume {volume_id}: the filesystem at {path} stopped writing after an error of its device; see "
+                    "the kernel's log, then unstage the volume and stage it again",
+                )
+                for path, asked in record.staged.items()
+                if self._has_stopped(path, device, asked)
+            ]
+        return found
+
     def is_alive(self, layer: Mount) -> bool:
         """Whether the device of a mount is still there. Number 0:* has none (tmpfs, overlay): alive while mounted."""
         if layer.fs_type == "btrfs":
@@ -75,6 +96,19 @@ class Attached:
             return (_SYSFS_BLOCK / device.major_minor / "ro").read_text(encoding="ascii").strip() == "1"
         except OSError:
             return False  # gone: what comes next finds that out by itself
+
+    def _has_stopped(self, path: Path, device: Device, asked: Asked) -> bool:
+        """Whether the filesystem staged at a path gave up: ext4 goes read-only, XFS answers all with an error."""
+        layers = self._mounts.at(path)
+        if not layers or not shows(layers[-1], device):
+            return False
+        if layers[-1].readonly and not asked.readonly:
+            return True
+        try:
+            path.stat()
+        except OSError:
+            return True
+        return False
 
     def _is_dead(self, volume_id: str, path: Path, layer: Mount) -> bool:
         """Whether a mount that is not of this volume's device shows nobody's any more."""

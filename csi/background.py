@@ -8,6 +8,10 @@ from csi.deadline import Deadline
 from csi.errors import DriverError
 from csi.log import get_logger
 
+#: How often a job is asked whether its next round should come early, and how soon that may be after one that failed.
+_EARLY_SECONDS = 0.05
+_AGAIN_SECONDS = 0.2
+
 #: One round of a job: does a little and comes back; called again and again.
 Job = Callable[[Deadline], None]
 
@@ -20,11 +24,23 @@ class Background:
         self._threads: list[threading.Thread] = []
         self._log = get_logger("background")
 
-    def every(self, seconds: float, name: str, job: Job, *, longest_seconds: float = 60.0) -> None:
-        """Start a thread that does `job` at once and then `seconds` after each end of it."""
+    def every(
+        self,
+        seconds: float,
+        name: str,
+        job: Job,
+        *,
+        longest_seconds: float = 60.0,
+        early: Callable[[], bool] | None = None,
+    ) -> None:
+        """Start a thread that does `job` at once and then `seconds` after each end of it.
+
+        early: asked many times a second; the next round begins at once when it says so, or a little later when the last
+        one failed.
+        """
         # Daemon: a round that hangs in the kernel must not keep the process from ending.
         thread = threading.Thread(
-            target=self._repeat, args=(seconds, name, job, longest_seconds), name=name, daemon=True
+            target=self._repeat, args=(seconds, name, job, longest_seconds, early), name=name, daemon=True
         )
         self._threads.append(thread)
         thread.start()
@@ -36,7 +52,9 @@ class Background:
         for thread in self._threads:
             thread.join(max(0.0, end - time.monotonic()))
 
-    def _repeat(self, seconds: float, name: str, job: Job, longest_seconds: float) -> None:
+    def _repeat(
+        self, seconds: float, name: str, job: Job, longest_seconds: float, early: Callable[[], bool] | None
+    ) -> None:
         said = ""
         while not self._stop.is_set():
             error = self._round(job, longest_seconds)
@@ -48,7 +66,16 @@ class Background:
             elif said and error is None:
                 self._log.info("job works again", job=name)
             said = failure
-            self._stop.wait(seconds)
+            if early is None:
+                self._stop.wait(seconds)
+            else:
+                self._wait(seconds, early, failed=error is not None)
+
+    def _wait(self, seconds: float, early: Callable[[], bool], *, failed: bool) -> None:
+        end = time.monotonic() + seconds
+        self._stop.wait(min(seconds, _AGAIN_SECONDS if failed else 0.0))
+        while not self._stop.is_set() and time.monotonic() < end and not early():
+            self._stop.wait(_EARLY_SECONDS)
 
     def _round(self, job: Job, longest_seconds: float) -> Exception | None:
         """One round; returns the exception that ended it. Any: a defect must not end the job for good."""

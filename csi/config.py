@@ -112,6 +112,7 @@ class NodeConfig:
     initiator_file: Path
     target_roots: tuple[Path, ...]
     replacement_timeout: int
+    digests: str
     max_volumes: int
 
 

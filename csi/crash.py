@@ -1,8 +1,9 @@
 """The crash switch of the tests: end this process, as kill -9 does, at a chosen step.
 
-A service that is started with SNODE_TEST=1 and SNODE_CRASH_AT=N ends itself at the N-th boundary that it passes (before
-or after an external command, a call to tgtd, a record); with SNODE_CRASH_LOG=FILE it appends the name of every boundary
-to the file. Without SNODE_TEST=1 nothing of this is active, and the settings refuse the other two.
+A service that is started with SNODE_TEST=1 and SNODE_CRASH_AT=N ends itself at the N-th boundary that it passes: before
+or after a changing command, a changing call to tgtd, and each file that is made, written, synced, renamed or removed.
+With SNODE_CRASH_LOG=FILE it appends the name of every boundary to the file. Without SNODE_TEST=1 nothing of this is
+active, and the settings refuse the other two.
 """
 
 import itertools

@@ -28,11 +28,23 @@ class Pools:
 
     def findings(self) -> Iterator[Finding]:
         """What is right and wrong with each pool."""
+        if any(not isinstance(pool, FilesPool) for pool in self._config.pools.values()) and self._scans_volumes():
+            text = "LVM looks into logical volumes (devices/scan_lvs = 1): it activates what guests make in theirs"
+            yield Finding(WARNING, "lvm", text, "set scan_lvs = 0 in the section devices of /etc/lvm/lvm.conf")
         for name, pool in self._config.pools.items():
             if isinstance(pool, FilesPool):
                 yield from self._files_pool(name, pool)
             else:
                 yield from self._lvm_pool(name, pool)
+
+    def _scans_volumes(self) -> bool:
+        """Whether LVM, when the machine itself calls it, looks into volumes. The driver's own commands never do."""
+        argv = ["lvm", "lvmconfig", "--typeconfig=full", "devices/scan_lvs"]
+        try:
+            said = self._host.runner.run(argv, deadline=self._deadline, read_only=True, ok=None).stdout
+        except DriverError:
+            return False  # that lvm is missing is told elsewhere
+        return said.strip() == "scan_lvs=1"
 
     def _files_pool(self, name: str, pool: FilesPool) -> Iterator[Finding]:
         folder = pool.directory
@@ -71,7 +83,8 @@ class Pools:
         yield _metadata(subject, pool.vg, size=report.mda_size_bytes, free=report.mda_free_bytes)
         if report.missing_pvs:
             text = f"volume group {pool.vg}: {report.missing_pvs} of its disks are missing"
-            yield Finding(ERROR, subject, text, "bring them back: `pvs` names them")
+            repair = f"bring them back (`pvs` names them), or give them up with `vgreduce --removemissing {pool.vg}`"
+            yield Finding(ERROR, subject, text, repair)
         if lvm.is_activated_at_boot(self._deadline):
             text = f"volume group {pool.vg} is activated at boot, before the driver's filter is in place"
             yield Finding(WARNING, subject, text, f"vgchange --setautoactivation n {pool.vg}")

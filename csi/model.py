@@ -232,6 +232,14 @@ class Device:
 
 
 @dataclass(frozen=True)
+class Complaint:
+    """What keeps a volume from being read or written on a node."""
+
+    reason: str  # one word in CamelCase for programs; fixed once released, since alerts are written against it
+    message: str  # a sentence with the repair
+
+
+@dataclass(frozen=True)
 class Capacity:
     """What a pool can still give, in bytes."""
 

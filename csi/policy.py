@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from csi.backends.base import Backend
 from csi.errors import Conflict, InUse, OutOfRange
-from csi.model import TOPOLOGY_NODE, AccessMode, Capability, NodeId, Publication, Volume
+from csi.model import DEFAULT_SIZE_BYTES, TOPOLOGY_NODE, AccessMode, Capability, NodeId, Publication, Volume
 
 #: Largest size the arithmetic of the tools is sure of: 8 EiB less one extent.
 _LARGEST_BYTES = (1 << 63) - (4 << 20)
@@ -16,12 +16,15 @@ def reaches(local_to: str, topology: Mapping[str, str]) -> bool:
 
 
 def size(backend: Backend, required_bytes: int, limit_bytes: int) -> int:
-    """The size to make: rounded up by the backend, within the limit."""
+    """The size to make: rounded up by the backend, within the limit; required_bytes 0 = any, so the usual one."""
     if required_bytes > _LARGEST_BYTES:
         raise OutOfRange(f"capacity_range.required_bytes: {required_bytes} is more than any pool can hold")
     if limit_bytes and limit_bytes < required_bytes:
         raise OutOfRange(f"capacity_range: limit_bytes {limit_bytes} is less than required_bytes {required_bytes}")
-    size_bytes = backend.round_size(required_bytes)
+    size_bytes = backend.round_size(required_bytes or DEFAULT_SIZE_BYTES)
+    if not required_bytes and 0 < limit_bytes < size_bytes:
+        unit_bytes = backend.round_size(1)
+        size_bytes = max(1, limit_bytes // unit_bytes) * unit_bytes
     if limit_bytes and size_bytes > limit_bytes:
         raise OutOfRange(
             f"capacity_range: pool {backend.pool} makes {size_bytes} bytes of {required_bytes} (its unit), "

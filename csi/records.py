@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from csi.errors import DataLoss, NoSpace, Unavailable
-from csi.run import Boundary, no_boundary
+from csi.run import Boundary, no_boundary, step
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}")
 _SUFFIX = ".json"
@@ -30,9 +30,12 @@ class RecordStore:
         self._folder = folder
         self._format = format
         self._boundary = boundary
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not folder.exists():
+            with step(boundary, "record-folder"):
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for leftover in folder.glob(f"*{_TEMPORARY}"):
-            leftover.unlink(missing_ok=True)
+            with step(boundary, "record-leftover"):
+                leftover.unlink(missing_ok=True)
 
     def write(self, name: str, fields: Mapping[str, Any]) -> None:
         """Write or replace a record. Raises NoSpace or Unavailable when the disk refuses; the old one then stands."""
@@ -41,14 +44,15 @@ class RecordStore:
         data = json.dumps({"format": self._format, **fields}, sort_keys=True, indent=1).encode() + b"\n"
         self._boundary("record:before")
         try:
-            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            fd = _write_new(temporary, data)
             try:
-                _write_all(fd, data)
+                self._boundary("record:written")
                 os.fsync(fd)
+                self._boundary("record:synced")
             finally:
                 os.close(fd)
-            self._boundary("record:written")
             temporary.rename(path)
+            self._boundary("record:renamed")
             self._sync_folder()
         except OSError as error:
             with contextlib.suppress(OSError):  # a read-only filesystem refuses this too
@@ -82,6 +86,7 @@ class RecordStore:
         self._boundary("record-remove:before")
         try:
             path.unlink(missing_ok=True)
+            self._boundary("record-remove:removed")
             self._sync_folder()
         except OSError as error:
             raise Unavailable(f"{path}: can't be removed ({error.strerror}); repair the disk and repeat") from error
@@ -91,8 +96,11 @@ class RecordStore:
         """Rename a record that can't be read to `NAME.damaged`, for a human to look at; absent is fine."""
         path = self._path(name)
         with suppress(FileNotFoundError):
+            self._boundary("record-set-aside:before")
             path.rename(path.with_suffix(".damaged"))
+            self._boundary("record-set-aside:renamed")
             self._sync_folder()
+            self._boundary("record-set-aside:after")
 
     def names(self) -> list[str]:
         """The names of all records, sorted."""
@@ -111,6 +119,13 @@ class RecordStore:
             os.close(fd)
 
 
-def _write_all(fd: int, data: bytes) -> None:
-    while data:
-        data = data[os.write(fd, data) :]
+def _write_new(path: Path, data: bytes) -> int:
+    """Write a file anew; returns its descriptor."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        while data:
+            data = data[os.write(fd, data) :]
+    except OSError:
+        os.close(fd)
+        raise
+    return fd

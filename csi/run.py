@@ -7,11 +7,13 @@ stdin closed, a minimal environment. Secrets are never in argv: they go through 
 import os
 import shutil
 import signal
+import socket
 import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -19,6 +21,7 @@ from typing import Protocol
 from csi.deadline import Deadline
 from csi.errors import CommandFailed, Timeout, Unavailable
 from csi.log import get_logger
+from csi.residents import Residents, can_do
 
 #: Called with a name before and after each step that changes the world; tests stop the process there.
 Boundary = Callable[[str], None]
@@ -38,6 +41,21 @@ _ENVIRONMENT = {
 
 def no_boundary(_name: str) -> None:
     """The boundary of production: nothing happens."""
+
+
+@contextmanager
+def step(boundary: Boundary, name: str) -> Iterator[None]:
+    """Around one change of the world: passes the boundary before it, and after it unless it failed."""
+    boundary(f"{name}:before")
+    yield
+    boundary(f"{name}:after")
+
+
+def step_name(argv: Sequence[str]) -> str:
+    """What a command's boundaries are called: the program, or the name of our own helper that Python runs."""
+    if argv[0] == sys.executable:
+        return next(Path(word).stem for word in argv[1:] if not word.startswith("-"))
+    return Path(argv[0]).name
 
 
 @dataclass(frozen=True)
@@ -85,8 +103,9 @@ class SubprocessRunner:
     def __init__(self, *, boundary: Boundary = no_boundary) -> None:
         self._boundary = boundary
         self._log = get_logger("run")
-        self._read_only: set[subprocess.Popen[str]] = set()
+        self._read_only: set[int] = set()  # process groups
         self._guard = threading.Lock()
+        self._residents = Residents(_start_resident)
 
     def run(
         self,
@@ -102,28 +121,60 @@ class SubprocessRunner:
         """See Runner.run."""
         program = Path(argv[0]).name
         deadline.check(f"run {program}")
+        name = step_name(argv)
         if not read_only:
-            self._boundary(f"{program}:before")
+            self._boundary(f"{name}:before")
         began = time.monotonic()
-        process = self._start(argv, input is not None, pass_fds)
-        if read_only:
-            with self._guard:
-                self._read_only.add(process)
-        try:
-            limit = min(timeout, deadline.remaining()) if read_only else timeout
-            out, err, killed = _finish(process, input, limit)
-        finally:
-            with self._guard:
-                self._read_only.discard(process)
+        limit = min(timeout, deadline.remaining()) if read_only else timeout
+        if can_do(argv):
+            result, killed = self._run_resident(argv, input, limit, pass_fds, read_only=read_only)
+        else:
+            result, killed = self._run_process(argv, input, limit, pass_fds, read_only=read_only)
         if not read_only:
-            self._boundary(f"{program}:after")
-        result = Result(tuple(argv), process.returncode, out, err)
-        self._log.debug("command", argv=list(argv), rc=process.returncode, ms=round((time.monotonic() - began) * 1000))
+            self._boundary(f"{name}:after")
+        self._log.debug("command", argv=list(argv), rc=result.returncode, ms=round((time.monotonic() - began) * 1000))
         if killed:
             raise Timeout(f"{program} did not end within {limit:.0f} s and was killed; the request can be repeated")
-        if ok is not None and process.returncode not in ok:
+        if ok is not None and result.returncode not in ok:
             raise failed(result)
         return result
+
+    def _run_process(
+        self, argv: Sequence[str], input: str | None, limit: float, pass_fds: Sequence[int], *, read_only: bool
+    ) -> tuple[Result, bool]:
+        process = self._start(argv, input is not None, pass_fds)
+        with self._endable(process.pid, read_only=read_only):
+            out, err, killed = _finish(process, input, limit)
+        return Result(tuple(argv), process.returncode, out, err), killed
+
+    def _run_resident(
+        self, argv: Sequence[str], input: str | None, limit: float, pass_fds: Sequence[int], *, read_only: bool
+    ) -> tuple[Result, bool]:
+        """As a process of its own would: a resident that hangs is killed, and its end is waited for."""
+        resident = self._residents.begin(argv, input or "", pass_fds)
+        killed = False
+        with self._endable(resident.group, read_only=read_only):
+            try:
+                result = Result(tuple(argv), *resident.receive(limit))
+            except (TimeoutError, EOFError) as error:
+                killed = isinstance(error, TimeoutError)
+                if killed:
+                    _signal_group(resident.group, signal.SIGKILL)
+                return Result(tuple(argv), resident.end(), "", ""), killed
+        self._residents.give_back(resident)
+        return result, killed
+
+    @contextmanager
+    def _endable(self, group: int, *, read_only: bool) -> Iterator[None]:
+        """While the block lasts, `end_read_only` finds this process group if it is one that changes nothing."""
+        if read_only:
+            with self._guard:
+                self._read_only.add(group)
+        try:
+            yield
+        finally:
+            with self._guard:
+                self._read_only.discard(group)
 
     def has(self, program: str) -> bool:
         """See Runner.has."""
@@ -132,8 +183,8 @@ class SubprocessRunner:
     def end_read_only(self) -> None:
         """End the running commands that change nothing; called when the service stops."""
         with self._guard:
-            for process in self._read_only:
-                _signal_group(process, signal.SIGKILL)
+            for group in self._read_only:
+                _signal_group(group, signal.SIGKILL)
 
     def _start(self, argv: Sequence[str], has_input: bool, pass_fds: Sequence[int]) -> "subprocess.Popen[str]":
         return subprocess.Popen(
@@ -174,15 +225,27 @@ def _finish(process: "subprocess.Popen[str]", input: str | None, limit: float) -
         out, err = process.communicate(input, timeout=limit)
         return out, err, False
     except subprocess.TimeoutExpired:
-        _signal_group(process, signal.SIGTERM)
+        _signal_group(process.pid, signal.SIGTERM)
     try:
         out, err = process.communicate(timeout=_KILL_AFTER_SECONDS)
     except subprocess.TimeoutExpired:
-        _signal_group(process, signal.SIGKILL)
+        _signal_group(process.pid, signal.SIGKILL)
         out, err = process.communicate()
     return out, err, True
 
 
-def _signal_group(process: "subprocess.Popen[str]", number: signal.Signals) -> None:
+def _signal_group(group: int, number: signal.Signals) -> None:
     with suppress(ProcessLookupError):  # it ended by itself in this moment
-        os.killpg(process.pid, number)
+        os.killpg(group, number)
+
+
+def _start_resident(argv: Sequence[str], connection: socket.socket) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen(
+        list(argv),
+        stdin=connection.fileno(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=_ENVIRONMENT,
+        cwd="/",
+        process_group=0,
+    )

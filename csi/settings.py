@@ -151,6 +151,12 @@ SETTINGS: tuple[Setting, ...] = (
         "node", "replacement_timeout", Kind.COUNT, 120,
         "seconds that I/O waits for a lost iSCSI session to return", least=1, most=86_400,
     ),
+    _setting(
+        "node", "digests", Kind.CHOICE, "default",
+        "crc32c: checksums over all that iSCSI sends, which find what TCP's own miss, for some CPU time; default: as "
+        "iscsid.conf has it (none, unless it was changed)",
+        choices=("default", "crc32c"),
+    ),
     _setting("node", "max_volumes", Kind.COUNT, 0, "most volumes on this node (0 = the orchestrator decides)"),
     _setting(
         "pools", "type", Kind.CHOICE, None, "how volumes are made", choices=POOL_TYPES, required=True,

@@ -34,12 +34,15 @@ _AMBIVALENT = -2
 #: libblkid passes over an XFS whose superblock has fields that make no sense. An ext4 or a btrfs in such a state it
 #: sees.
 _XFS_MAGIC = b"XFSB"
+# The byte of an XFS superblock that is 1 while mkfs runs and 0 once it is done (sb_inprogress of xfs_dsb).
+_XFS_IN_PROGRESS_OFFSET = 126
 
 #: Bytes at each end that must be readable before "nothing" is believed. That many because libblkid 2.41 takes an
 #: unreadable label of ZFS, which has 256 KiB, for none; where it reads for all else it reports an error.
 END_BYTES = 1 << 20
 #: Bytes to see whether a place answers; of an alignment that O_DIRECT takes.
 BLOCK_BYTES = 4096
+_PIECE_BYTES = 128 << 10  # more memory than this takes longer to get than to read into
 
 _OPEN = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 
@@ -50,16 +53,38 @@ def look(path: os.PathLike[str]) -> str:
     Raises Unavailable when it can't be read at the start, the middle or the end, or the library gives up: in doubt
     nobody may format. Reads through the page cache, in this process.
     """
+    found, _ = _look(path)
+    return found.removeprefix("?")
+
+
+def glance(path: os.PathLike[str]) -> str:
+    """What stands on `path`, as `look` says it, without reading all that must be readable before anybody may format.
+
+    Raises Unavailable when what has to be read for that can't be.
+    """
     fd = _open(path)
     try:
-        size_bytes = os.lseek(fd, 0, os.SEEK_END)
-        if size_bytes <= 0:
-            raise Unavailable(f"{path}: has no size; is the device still there?")
-        for offset, length in places(size_bytes):
-            check_length(path, offset, length, len(_read(fd, path, offset, length)))
         return probe(fd, path).removeprefix("?")
     finally:
         os.close(fd)
+
+
+def holds_data(path: os.PathLike[str]) -> bool:
+    """Whether anybody may have data on `path`: anything that `look` finds, but for an XFS whose mkfs never ended.
+
+    Raises Unavailable as `look` does.
+    """
+    found, unfinished = _look(path)
+    return bool(found) and not unfinished
+
+
+def is_unfinished(found: str, fd: int, path: os.PathLike[str] | str) -> bool:
+    """Whether what `probe` has found is an XFS whose mkfs runs or was killed.
+
+    mkfs.xfs writes its superblock first, marked so. No kernel mounts it, so no file ever was on it; taken for data, a
+    volume whose node died meanwhile could never be used. mkfs of ext4 and btrfs write what is seen last.
+    """
+    return found == "xfs" and _read(fd, path, _XFS_IN_PROGRESS_OFFSET, 1) == b"\1"
 
 
 def places(size_bytes: int, *, end_bytes: int = END_BYTES) -> list[tuple[int, int]]:
@@ -98,6 +123,24 @@ def probe(fd: int, path: os.PathLike[str] | str) -> str:
     if answer == _AMBIVALENT or len(listed) > 1:
         return f"?signatures that contradict each other ({', '.join(listed) or 'libblkid lists none'})"
     raise Unavailable(f"{path}: libblkid can't tell what is there (answer {answer}); see the kernel log")
+
+
+def _look(path: os.PathLike[str]) -> tuple[str, bool]:
+    """What `probe` finds, and whether it is unfinished; only if start, middle and end can be read."""
+    fd = _open(path)
+    try:
+        size_bytes = os.lseek(fd, 0, os.SEEK_END)
+        if size_bytes <= 0:
+            raise Unavailable(f"{path}: has no size; is the device still there?")
+        buffer = memoryview(bytearray(_PIECE_BYTES))
+        for begin, length in places(size_bytes):
+            for offset in range(begin, begin + length, _PIECE_BYTES):
+                piece = min(_PIECE_BYTES, begin + length - offset)
+                check_length(path, offset, piece, _read_into(fd, path, offset, buffer[:piece]))
+        found = probe(fd, path)
+        return found, is_unfinished(found, fd, path)
+    finally:
+        os.close(fd)
 
 
 def _open(path: os.PathLike[str]) -> int:
@@ -165,6 +208,13 @@ def _by_magic(fd: int, path: os.PathLike[str] | str) -> str:
 def _read(fd: int, path: os.PathLike[str] | str, offset: int, length: int) -> bytes:
     try:
         return os.pread(fd, length, offset)
+    except OSError as error:
+        raise unreadable(path, offset, error) from error
+
+
+def _read_into(fd: int, path: os.PathLike[str] | str, offset: int, buffer: memoryview) -> int:
+    try:
+        return os.preadv(fd, [buffer], offset)
     except OSError as error:
         raise unreadable(path, offset, error) from error
 

@@ -18,7 +18,7 @@ from csi.fs.format import DEFAULT_FS, Filesystems
 from csi.fs.mounts import Mounts
 from csi.fs.usage import Usage, block_size, filesystem_usage
 from csi.locks import VolumeLocks
-from csi.model import TOPOLOGY_NODE, Attachment, Capability, Chap, Device, NodeId
+from csi.model import TOPOLOGY_NODE, Attachment, Capability, Chap, Complaint, Device, NodeId
 from csi.records import RecordStore
 from csi.sealing import NodeKey
 from csi.stage_records import Asked, Formatted, StageRecord, StageRecords
@@ -279,6 +279,10 @@ class Staging:
                 size_bytes = block_size(device.path)
                 return [Usage("bytes", 0, size_bytes, size_bytes)]
             return filesystem_usage(volume_path)
+
+    def complaints(self, volume_id: str) -> list[Complaint]:
+        """NodeGetVolumeHealth; see Attached.complaints. Takes no lock: it is asked when other requests hang."""
+        return self._attached.complaints(volume_id)
 
     def expand(
         self, volume_id: str, *, volume_path: Path, block: bool | None, required_bytes: int, deadline: Deadline

@@ -12,7 +12,7 @@ from csi.deadline import Deadline
 from csi.errors import Conflict, InUse, Invalid, NoSpace, OutOfRange, Stale
 from csi.locks import VolumeLocks
 from csi.log import get_logger
-from csi.model import DEFAULT_SIZE_BYTES, TOPOLOGY_NODE, VOLUME_ID, Capability, Capacity, Volume, volume_id_of
+from csi.model import TOPOLOGY_NODE, VOLUME_ID, Capability, Capacity, Volume, volume_id_of
 from csi.pools import Pool, Pools
 from csi.publications import Publications
 from csi.publishing import Publishing
@@ -77,9 +77,7 @@ class Volumes:
         reason = policy.unsupported(capabilities)
         if reason:
             raise Invalid(f"volume_capabilities: {reason}")
-        size_bytes = policy.size(
-            pool.backend, required_bytes or min(DEFAULT_SIZE_BYTES, limit_bytes or DEFAULT_SIZE_BYTES), limit_bytes
-        )
+        size_bytes = policy.size(pool.backend, required_bytes, limit_bytes)
         volume_id = volume_id_of(name)
         with self._locks.hold(volume_id):
             existing = self._pools.find_volume(volume_id, deadline)
@@ -185,14 +183,16 @@ class Volumes:
         with self._locks.hold(volume_id):
             volume = self._pools.get_volume(volume_id, deadline)
             pool = self._pools.by_name[volume.pool]
+            size_bytes = volume.size_bytes
             if required_bytes > volume.size_bytes:
                 size_bytes = policy.size(pool.backend, required_bytes, limit_bytes)
-                volume = pool.backend.grow(volume, size_bytes=size_bytes, deadline=deadline)
             elif limit_bytes and limit_bytes < volume.size_bytes:
                 raise OutOfRange(
                     f"capacity_range.limit_bytes: {limit_bytes} is less than the volume's {volume.size_bytes} "
                     "bytes; volumes never shrink"
                 )
+            # Of the present size too: a growth that was killed may have left a device that is not as large.
+            volume = pool.backend.grow(volume, size_bytes=size_bytes, deadline=deadline)
             for publication in self._publications.of(volume_id):
                 if not publication.revoked:
                     self._publishing.follow_size(pool, publication, volume, deadline)
@@ -228,6 +228,10 @@ class Volumes:
     def reconcile(self, deadline: Deadline) -> None:
         """Background work, again and again: make the exports hold what the records say. See Publishing.reconcile."""
         self._publishing.reconcile(deadline)
+
+    def export_restarted(self) -> bool:
+        """Whether `reconcile` should come at once: a server of exports was started anew. Costs next to nothing."""
+        return any(export.restarted() for export in self._pools.exports())
 
     def tend_pool(self, name: str, deadline: Deadline) -> None:
         """Background work on one pool, again and again: activate devices, see data that nodes wrote, resume wipes."""

@@ -42,6 +42,7 @@ class Driver:
 
     calls: Calls
     runner: SubprocessRunner
+    boundary: Boundary
     readiness: Readiness
     volumes: "Volumes | None"
     staging: "Staging | None"
@@ -83,6 +84,7 @@ def build(config: Config, *, roles: frozenset[str], boundary: Boundary = no_boun
     return Driver(
         calls=Calls(),
         runner=runner,
+        boundary=boundary,
         readiness=Readiness([part.problems for part in (volumes, staging) if part is not None]),
         volumes=volumes,
         staging=staging,
@@ -117,11 +119,16 @@ def start_background(driver: Driver) -> Background:
     background.every(LOOK_SECONDS, "readiness", driver.readiness.look, longest_seconds=20.0)
     if driver.volumes is not None:
         # Threads of their own: a disk that hangs stops the work on its pool, and nothing else.
-        background.every(TEND_SECONDS, "exports", driver.volumes.reconcile)
+        # At once after a restart of tgtd: until its targets are back the nodes' I/O waits.
+        background.every(TEND_SECONDS, "exports", driver.volumes.reconcile, early=driver.volumes.export_restarted)
         for pool in driver.volumes.pool_names:
             background.every(TEND_SECONDS, f"pool {pool}", partial(driver.volumes.tend_pool, pool))
     if driver.staging is not None:
         background.every(TEND_SECONDS, "staging", driver.staging.tend)
+        from csi.connectors.unstick import Unstick
+
+        # A thread of its own: a sweep may wait for the very disks whose sessions this brings back.
+        background.every(TEND_SECONDS, "sessions", Unstick(boundary=driver.boundary).turn)
     return background
 
 
@@ -211,7 +218,7 @@ def _staging(
     return Staging(
         _connectors(config, runner, roles, boundary),
         filesystems=Filesystems(runner),
-        mounts=Mounts(runner),
+        mounts=Mounts(runner, boundary=boundary),
         records=records,
         locks=locks,
         key=NodeKey.load(records),
@@ -241,6 +248,7 @@ def _iscsi(config: Config, runner: Runner, boundary: Boundary) -> Connector:
         runner,
         initiator_file=config.node.initiator_file,
         replacement_seconds=config.node.replacement_timeout,
+        digests=config.node.digests == "crc32c",
         boundary=boundary,
     )
 

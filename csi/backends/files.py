@@ -19,7 +19,7 @@ from csi.locks import ResourceLock
 from csi.log import get_logger
 from csi.model import MIB, VOLUME_ID, Capacity, Volume
 from csi.run import Boundary, no_boundary
-from csi.signature import look
+from csi.signature import holds_data
 
 _UNIT_BYTES = MIB
 
@@ -122,7 +122,7 @@ class FilesBackend:
         del deadline
         with self._images.opened() as directory:
             current = self._get(directory, volume.volume_id)
-        return replace(current, blank=current.blank and look(current.device) == "")
+        return replace(current, blank=current.blank and not holds_data(current.device))
 
     def mark_used(self, volume: Volume) -> None:
         """See Backend.mark_used."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from csi.errors import InUse, NoSpace, OutOfRange, Unavailable
 from csi.model import VOLUME_ID
 from csi.records import RecordStore
-from csi.run import Boundary
+from csi.run import Boundary, step
 
 _IMAGE = re.compile(rf"({VOLUME_ID.pattern})\.img")
 _NEW = re.compile(rf"\.new-({VOLUME_ID.pattern})")
@@ -34,9 +34,10 @@ class ImageDirectory:
         # Two threads that both met a new directory would each give it an identity, or sweep up the other's record.
         self._marking = threading.Lock()
         try:
-            self._state = RecordStore(state)
-            if self._state.read(_MARKER) is None:
-                path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._state = RecordStore(state, boundary=boundary)
+            if self._state.read(_MARKER) is None and not path.exists():
+                with step(boundary, "pool-folder"):
+                    path.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise Unavailable(f"pool {pool}: {path} can't be made ({error.strerror})") from error
 
@@ -123,12 +124,14 @@ class ImageDirectory:
         """Make an image of zeros; it appears whole or not at all."""
         temporary = f".new-{volume_id}"
         with self._explained(f"volume {volume_id} of {size_bytes} bytes"):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary, dir_fd=directory)
+            self._unlink(temporary, directory)
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            _set_size(os.open(temporary, flags, 0o600, dir_fd=directory), size_bytes)
-            self._boundary("image:written")
+            self._boundary("image:before")
+            fd = os.open(temporary, flags, 0o600, dir_fd=directory)
+            self._boundary("image:made")
+            self._set_size(fd, size_bytes)
             os.rename(temporary, f"{volume_id}.img", src_dir_fd=directory, dst_dir_fd=directory)
+            self._boundary("image:renamed")
             os.fsync(directory)
         self._boundary("image:after")
 
@@ -136,20 +139,20 @@ class ImageDirectory:
         """Enlarge an image with zeros."""
         with self._explained(f"volume {volume_id} of {size_bytes} bytes"):
             flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
-            _set_size(os.open(f"{volume_id}.img", flags, dir_fd=directory), size_bytes)
-        self._boundary("image:grown")
+            self._set_size(os.open(f"{volume_id}.img", flags, dir_fd=directory), size_bytes)
 
     def remove(self, directory: int, volume_id: str) -> None:
         """Remove an image and its sidecar; the volume is gone with the first step, absent is fine."""
         trash = f".trash-{volume_id}-{secrets.token_hex(8)}"
         with self._explained(f"volume {volume_id}"), contextlib.suppress(FileNotFoundError):
+            self._boundary("image-trash:before")
             os.rename(f"{volume_id}.img", trash, src_dir_fd=directory, dst_dir_fd=directory)
+            self._boundary("image-trash:renamed")
             os.fsync(directory)
-        self._boundary("image:trashed")
+            self._boundary("image-trash:after")
         self.sidecars.remove(volume_id)
-        with self._explained(f"volume {volume_id}"), contextlib.suppress(FileNotFoundError):
-            os.unlink(trash, dir_fd=directory)
-        self._boundary("image:removed")
+        with self._explained(f"volume {volume_id}"):
+            self._unlink(trash, directory)
 
     def sweep(self, directory: int) -> list[str]:
         """Remove what a crash left of creations and deletions. Returns the ids of used volumes whose image is gone.
@@ -162,8 +165,7 @@ class ImageDirectory:
             if trash and trash[1] not in images:
                 self.sidecars.remove(trash[1])
             if trash or _NEW.fullmatch(path.name):
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(path.name, dir_fd=directory)
+                self._unlink(path.name, directory)
         lost = []
         for volume_id in self.sidecars.names():
             if not VOLUME_ID.fullmatch(volume_id) or volume_id in images:
@@ -189,6 +191,24 @@ class ImageDirectory:
                         "unstage it first"
                     )
 
+    def _unlink(self, name: str, directory: int) -> None:
+        """Remove what is no volume (any more); absent is fine."""
+        with contextlib.suppress(FileNotFoundError):
+            os.stat(name, dir_fd=directory, follow_symlinks=False)
+            with step(self._boundary, "image-unlink"):
+                os.unlink(name, dir_fd=directory)
+
+    def _set_size(self, fd: int, size_bytes: int) -> None:
+        """Give an image its size, on the disk, and close it."""
+        try:
+            self._boundary("image-size:before")
+            os.ftruncate(fd, size_bytes)
+            self._boundary("image-size:set")
+            os.fsync(fd)
+            self._boundary("image-size:after")
+        finally:
+            os.close(fd)
+
     @contextlib.contextmanager
     def _explained(self, what: str) -> Iterator[None]:
         """Turn an error of the filesystem into ours."""
@@ -203,11 +223,3 @@ class ImageDirectory:
             if error.errno in (errno.EFBIG, errno.EINVAL):
                 raise OutOfRange(f"{text}; its filesystem can't hold a file of that size") from error
             raise Unavailable(f"{text}; see the kernel log") from error
-
-
-def _set_size(fd: int, size_bytes: int) -> None:
-    try:
-        os.ftruncate(fd, size_bytes)
-        os.fsync(fd)
-    finally:
-        os.close(fd)

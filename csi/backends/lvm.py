@@ -29,7 +29,7 @@ from csi.log import get_logger
 from csi.model import VOLUME_ID, Capacity, Volume
 from csi.records import RecordStore
 from csi.run import Boundary, Runner, no_boundary
-from csi.signature import look
+from csi.signature import glance, holds_data, look
 
 #: Ages in seconds up to which a cached report will do.
 _AGE_FOR_CHECKS = 30.0
@@ -70,7 +70,8 @@ class LvmBackend:
         self._marks = Marks(self._group, state=state, mine=mine, boundary=boundary)
         self._view = View(pool, space=space, nodes=self._nodes, marks=self._marks)
         notes = RecordStore(state / "wipes", boundary=boundary)
-        self._trash = lvm_trash.Trash(self._group, mine=mine, notes=notes, seconds=wipe_seconds)
+        self._trash = lvm_trash.Trash(self._group, mine=mine, notes=notes, seconds=wipe_seconds, boundary=boundary)
+        self._boundary = boundary
         self._told = Told()
         self._log = get_logger("lvm")
 
@@ -115,6 +116,8 @@ class LvmBackend:
     ) -> tuple[Report, bool]:
         """A report with the volume, and whether it was made now."""
         report = self._group.report(deadline, max_age=_AGE_FOR_CHECKS)
+        if volume_id in report.lvs and not is_of_pool(report.lvs[volume_id], pool=self._pool, space=self._space):
+            report = self._group.reread(deadline)  # another pool of the group may have deleted it since
         if volume_id in report.lvs and self._marks.is_incomplete(report.lvs[volume_id]):
             report = self._group.remove(report, report.lvs[volume_id], deadline)
         if volume_id in report.lvs:
@@ -148,7 +151,7 @@ class LvmBackend:
         """See Backend.delete. Raises InUse while something on this machine has the device open."""
         name = volume.volume_id
         with self._group.lock.hold(deadline):
-            report = self._group.reread(deadline)
+            report = self._cached_if_unused(name) or self._group.reread(deadline)
             lv = report.lvs.get(name)
             if lv is not None and is_of_pool(lv, pool=self._pool, space=self._space):
                 if lv.is_open:
@@ -158,6 +161,15 @@ class LvmBackend:
                 else:
                     self._group.remove(report, lv, deadline)
             self._marks.forget(name)
+
+    def _cached_if_unused(self, name: str) -> Report | None:
+        """The cached report, corrected, if the volume's device is there as it says and nothing has it open."""
+        report = self._group.cached()
+        lv = report.lvs.get(name) if report is not None else None
+        node = self._group.seen(report, lv) if report is not None and lv is not None else None
+        if report is None or lv is None or node is None or not self._nodes.is_unused(node):
+            return None
+        return report.with_lv(replace(lv, is_open=False))
 
     def _await_closed(self, name: str, deadline: Deadline) -> None:
         """udev looks into a device for a moment after each close by a writer, so an open one gets a few seconds."""
@@ -227,7 +239,7 @@ class LvmBackend:
                 self._view.get(report, name)
                 node = self._group.device(report, report.lvs[name], deadline)
         opened = self._view.get(report, name)
-        return replace(opened, blank=opened.blank and look(node.path) == "")
+        return replace(opened, blank=opened.blank and not holds_data(node.path))
 
     def mark_used(self, volume: Volume) -> None:
         """See Backend.mark_used. The tag follows in the background."""
@@ -237,10 +249,10 @@ class LvmBackend:
 
     def _finish(self, volume_id: str, node: Node) -> None:
         """Complete a creation. What is found on a volume that nobody was ever given is not its data, and goes."""
-        found = look(node.path)
+        found = glance(node.path)
         if found:
             self._log.warning("old signature on a new volume, zeroing its ends", volume_id=volume_id, found=found)
-            zero_ends(node.path, size_bytes=node.size_bytes)
+            zero_ends(node.path, size_bytes=node.size_bytes, boundary=self._boundary)
             found = look(node.path)
             if found:
                 raise DataLoss(f"volume {volume_id}: {found} is still seen on the new volume; delete it and repeat")

@@ -75,7 +75,7 @@ class Thick:
         """Raise NoSpace if a new volume (lv None), or the growth of `lv`, to size_bytes does not fit."""
         extra = size_bytes - (lv.size_bytes if lv else 0)
         leg = -(-extra // self.unit_bytes(report)) + (0 if lv else self._meta_extents)
-        if self._fits(report, leg):
+        if leg <= self._room(report):
             return
         needed, free = leg * self._legs * report.extent_bytes, sum(_free(report)) * report.extent_bytes
         disks = f" on {self._legs} different disks" if self._legs > 1 else ""
@@ -87,15 +87,19 @@ class Thick:
 
     def available(self, report: Report) -> int:
         """The largest new volume in bytes."""
-        low, high = 0, sum(_free(report)) // self._legs
-        while low < high:
-            middle = (low + high + 1) // 2
-            low, high = (middle, high) if self._fits(report, middle) else (low, middle - 1)
-        return max(0, low - self._meta_extents) * self.unit_bytes(report)
+        return max(0, self._room(report) - self._meta_extents) * self.unit_bytes(report)
 
-    def _fits(self, report: Report, leg: int) -> bool:
-        """Whether every leg finds `leg` extents, at no position two legs on one disk."""
-        return sum(min(free, leg) for free in _free(report)) >= leg * self._legs
+    def _room(self, report: Report) -> int:
+        """How many extents every leg finds, at no position two legs on one disk. Counted as LVM takes them, which may
+        be fewer than possible: from the disks with most room as much as all of them have, and so on with the rest.
+        """
+        free, room = _free(report), 0
+        while len(free) >= self._legs:
+            free.sort(reverse=True)
+            step = free[self._legs - 1]
+            room += step
+            free = [left for left in [*(extents - step for extents in free[: self._legs]), *free[self._legs :]] if left]
+        return room
 
     def inactive(self, report: Report) -> str:
         """Nothing has to be active before the numbers are known."""

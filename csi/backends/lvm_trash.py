@@ -23,6 +23,7 @@ from csi.deadline import Deadline
 from csi.errors import Busy, DataLoss, DriverError
 from csi.log import get_logger
 from csi.records import RecordStore
+from csi.run import Boundary
 
 _NAME = re.compile(r"trash-[0-9a-f]{16}")
 #: How much longer than its time a step is waited for; after that it goes on beside us.
@@ -40,7 +41,8 @@ def new_name() -> str:
 class _Zeroing:
     """A step of zeroing in a thread of its own: a disk that hangs keeps that thread, and nothing else."""
 
-    def __init__(self, path: Path, *, start: int, size_bytes: int, seconds: float) -> None:
+    def __init__(self, path: Path, *, start: int, size_bytes: int, seconds: float, boundary: Boundary) -> None:
+        self._boundary = boundary
         self._path = path
         self._start = start
         self._size_bytes = size_bytes
@@ -69,7 +71,13 @@ class _Zeroing:
 
     def _run(self) -> None:
         try:
-            offset = wipe_step(self._path, start=self._start, size_bytes=self._size_bytes, seconds=self._seconds)
+            offset = wipe_step(
+                self._path,
+                start=self._start,
+                size_bytes=self._size_bytes,
+                seconds=self._seconds,
+                boundary=self._boundary,
+            )
             if offset >= self._size_bytes:
                 check_zero(self._path, size_bytes=self._size_bytes)
             self._offset = offset
@@ -80,12 +88,15 @@ class _Zeroing:
 class Trash:
     """The wiper of one pool. `step` is called again and again and does a little each time."""
 
-    def __init__(self, group: Group, *, mine: Callable[[Lv], bool], notes: RecordStore, seconds: float) -> None:
+    def __init__(
+        self, group: Group, *, mine: Callable[[Lv], bool], notes: RecordStore, seconds: float, boundary: Boundary
+    ) -> None:
         """mine: whether a volume of the group is this pool's. seconds: about how long one step zeroes."""
         self._group = group
         self._mine = mine
         self._notes = notes
         self._seconds = seconds
+        self._boundary = boundary
         self._backoff = Backoff()
         self._zeroing: dict[str, _Zeroing] = {}
         self._stuck: dict[str, str] = {}
@@ -143,7 +154,7 @@ class Trash:
         if offset >= lv.size_bytes or len(self._zeroing) >= _MOST_BESIDE:
             return None
         seconds = max(0.0, end - time.monotonic())
-        zeroing = _Zeroing(path, start=offset, size_bytes=lv.size_bytes, seconds=seconds)
+        zeroing = _Zeroing(path, start=offset, size_bytes=lv.size_bytes, seconds=seconds, boundary=self._boundary)
         self._zeroing[lv.name] = zeroing
         return zeroing
 

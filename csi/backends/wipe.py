@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from csi.errors import DataLoss, InUse, Unavailable
+from csi.run import Boundary, no_boundary, step
 
 _BLKZEROOUT = 0x127F  # _IO(0x12, 127), range of two 64-bit numbers; never leaves old data, unlike a discard
 _STEP_BYTES = 8 << 20
@@ -21,7 +22,7 @@ _SAMPLE_BYTES = 4096
 END_BYTES = 4 << 20
 
 
-def wipe_step(path: Path, *, start: int, size_bytes: int, seconds: float) -> int:
+def wipe_step(path: Path, *, start: int, size_bytes: int, seconds: float, boundary: Boundary = no_boundary) -> int:
     """Zero `path` from byte `start` on, for about `seconds`; returns the offset up to which zeros are on the disk.
 
     The device is held exclusively, so that a mounted or claimed one is refused. Raises InUse, Unavailable.
@@ -32,11 +33,13 @@ def wipe_step(path: Path, *, start: int, size_bytes: int, seconds: float) -> int
         offset = start
         while offset < size_bytes:
             length = min(_STEP_BYTES, size_bytes - offset)
-            _zero(fd, offset, length, path)
+            with step(boundary, "zero"):
+                _zero(fd, offset, length, path)
             offset += length
             if time.monotonic() >= end:
                 break
-        os.fdatasync(fd)
+        with step(boundary, "zero-sync"):
+            os.fdatasync(fd)
         return offset
     except OSError as error:
         raise Unavailable(f"{path}: can't be zeroed ({error.strerror}); see the kernel log") from error
@@ -62,11 +65,11 @@ def check_zero(path: Path, *, size_bytes: int) -> None:
         os.close(fd)
 
 
-def zero_ends(path: Path, *, size_bytes: int) -> None:
+def zero_ends(path: Path, *, size_bytes: int, boundary: Boundary = no_boundary) -> None:
     """Zero the first and last 4 MiB, where signatures are. Only for volumes that nobody ever saw."""
     length = min(END_BYTES, size_bytes)
     for start in (0, size_bytes - length):
-        wipe_step(path, start=start, size_bytes=start + length, seconds=60.0)
+        wipe_step(path, start=start, size_bytes=start + length, seconds=60.0, boundary=boundary)
 
 
 def _open(path: Path) -> int:

@@ -3,7 +3,7 @@
 from typing import Protocol
 
 from csi.deadline import Deadline
-from csi.model import Attachment, Device
+from csi.model import Attachment, Complaint, Device
 
 
 class Connector(Protocol):
@@ -35,6 +35,13 @@ class Connector(Protocol):
 
     def rescan(self, volume_id: str, *, size_bytes: int, deadline: Deadline) -> Device:
         """Learn the new size of a grown volume, at least `size_bytes`; verifies identity again."""
+        ...
+
+    def complaints(self, volume_id: str) -> list[Complaint]:
+        """What keeps an attached volume from being used; [] = nothing, or it is not attached.
+
+        Starts no process and asks nothing of the disk, which may never answer.
+        """
         ...
 
     def left_over(self) -> list[str]:

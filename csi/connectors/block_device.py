@@ -16,6 +16,8 @@ _PAGE_BYTES = 1024
 _INQUIRY_MILLISECONDS = 10_000
 #: How long a device must stay held to count as held.
 _HELD_SECONDS = 1.0
+#: How long a new disk may refuse to be opened.
+_APPEAR_SECONDS = 1.0
 
 
 class BlockDevices(Protocol):
@@ -37,16 +39,20 @@ class KernelBlockDevices:
     """The BlockDevices of production."""
 
     def names(self, path: Path) -> frozenset[str]:
-        """See BlockDevices.names. Sends INQUIRY for the page of device identification (SPC-4, 7.8.6)."""
-        try:
-            fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        """See BlockDevices.names. Sends INQUIRY for the page of device identification (SPC-4, 7.8.6).
+
+        The kernel shows a new disk a moment before it lets anybody open it, hence a little patience.
+        """
+        patience = Deadline.after(_APPEAR_SECONDS)
+        while True:
             try:
-                page = _inquiry(fd, 0x83)
-            finally:
-                os.close(fd)
-        except OSError as error:
-            raise Unavailable(f"{path}: the disk does not say what it is ({error.strerror}); repeat later") from error
-        return naa_names(page)
+                return naa_names(_identification(path))
+            except OSError as error:
+                if error.errno != errno.ENXIO or patience.remaining() <= 0:
+                    raise Unavailable(
+                        f"{path}: the disk does not say what it is ({error.strerror}); repeat later"
+                    ) from error
+            patience.sleep(0.01)
 
     def held(self, path: Path) -> bool:
         """See BlockDevices.held. An exclusive open is refused (EBUSY) while anybody in the kernel holds the device.
@@ -60,6 +66,14 @@ class KernelBlockDevices:
                 return True
             patience.sleep(0.05)
         return False
+
+
+def _identification(path: Path) -> bytes:
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        return _inquiry(fd, 0x83)
+    finally:
+        os.close(fd)
 
 
 def _is_held(path: Path) -> bool:

@@ -18,14 +18,18 @@ class Identity:
         self._devices = devices
         self._sysfs = sysfs
 
-    def verify(self, session: Session, name: str, attachment: Attachment, deadline: Deadline) -> None:
+    def verify(
+        self, session: Session, name: str, attachment: Attachment, deadline: Deadline, *, is_new: bool = False
+    ) -> None:
         """See that the disk is the published volume, as published.
 
+        is_new: the session was made just now, so that the kernel has read all of the disk afresh.
         Raises DataLoss for another disk, Unavailable when it can't be told or is not as published, InUse when
         multipathd has taken it.
         """
         volume_id = attachment.volume_id
-        self.refresh(name, deadline)
+        if not is_new:
+            self.refresh(name, deadline)
         self.verify_name(name, volume_id, attachment.scsi_id)
         size_bytes = self._devices.size_bytes(name)
         if size_bytes < attachment.size_bytes:

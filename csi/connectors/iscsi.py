@@ -22,7 +22,7 @@ from csi.deadline import Deadline, wait_until
 from csi.errors import DataLoss, DriverError, InUse, Invalid, NotFound, Timeout, Unavailable
 from csi.locks import ResourceLock
 from csi.log import get_logger
-from csi.model import Attachment, Device, scsi_id_of
+from csi.model import Attachment, Complaint, Device, scsi_id_of
 from csi.run import Boundary, Runner, no_boundary
 
 _RECOVERY_SECONDS = 10.0  # for a lost session of the same generation to come back by itself
@@ -43,20 +43,20 @@ class IscsiConnector:
         iscsid_socket: str = ISCSID_SOCKET,
         program: Sequence[str] = ("iscsiadm",),
         replacement_seconds: int = 120,
-        login_seconds: int = 10,
-        login_retries: int = 3,
+        login_seconds: int = 5,
+        login_tries: int = 3,
+        digests: bool = False,
         block: BlockDevices | None = None,
         boundary: Boundary = no_boundary,
     ) -> None:
         """program: how to start iscsiadm; where iscsid is the host's, its iscsiadm must be the host's too.
 
         replacement_seconds: how long I/O waits for a lost session before it fails.
-        login_seconds, login_retries: bounds of one login attempt of iscsid, and how often it repeats one.
+        login_seconds, login_tries: how long one try of iscsid lasts at most, and how many it makes for one call.
+        digests: demand CRC32C of headers and data of every session, else as iscsid.conf has it.
         """
-        limit = login_seconds * (login_retries + 1) + 20.0  # iscsid gives up before that
-        settings = node_settings(
-            replacement_seconds=replacement_seconds, login_seconds=login_seconds, login_retries=login_retries
-        )
+        limit = login_seconds * (login_tries + 1) + 20.0  # iscsid gives up before that
+        settings = node_settings(replacement_seconds=replacement_seconds, login_seconds=login_seconds, digests=digests)
         iscsiadm = Iscsiadm(runner, program=program, limit_seconds=limit)
         self._records = NodeRecords(iscsiadm, settings=settings, folders=database_folders, boundary=boundary)
         self._initiator = Initiator(
@@ -67,7 +67,13 @@ class IscsiConnector:
         self._identity = Identity(self._devices, sysfs=sysfs)
         self._logout = Logout(iscsiadm=iscsiadm, records=self._records, devices=self._devices)
         self._login = Login(
-            iscsiadm=iscsiadm, records=self._records, sessions=self._sessions, devices=self._devices, sysfs=sysfs
+            iscsiadm=iscsiadm,
+            records=self._records,
+            sessions=self._sessions,
+            devices=self._devices,
+            sysfs=sysfs,
+            login_seconds=login_seconds,
+            login_tries=login_tries,
         )
         self._locks = _VolumeLocks()
         self._log = get_logger("iscsi")
@@ -82,10 +88,10 @@ class IscsiConnector:
         _check(attachment)
         with self._locks.hold(attachment.volume_id, deadline):
             self._end_older(attachment, deadline)
-            session = self._ensure_session(attachment, deadline)
+            session, is_new = self._ensure_session(attachment, deadline)
             try:
                 name = self._login.wait_for_disk(session, attachment, deadline)
-                self._identity.verify(session, name, attachment, deadline)
+                self._identity.verify(session, name, attachment, deadline, is_new=is_new)
                 return self._describe(name, session)
             except (DataLoss, Unavailable, Timeout):
                 self._logout.undo(session, deadline)
@@ -128,11 +134,30 @@ class IscsiConnector:
         """See Connector.problems."""
         return self._initiator.problems(deadline)
 
+    def complaints(self, volume_id: str) -> list[Complaint]:
+        """See Connector.complaints."""
+        sessions = self._sessions.of_volume(volume_id)
+        if any(session.logged_in for session in sessions):
+            return []
+        return [self._complaint(session) for session in sessions[-1:]]
+
     def left_over(self) -> list[str]:
         """See Connector.left_over."""
         self._records.remove_leftovers()
         targets = {session.target for session in self._sessions.ours()} | set(self._records.targets())
         return sorted({parts[0] for target in targets if (parts := split_target(target))})
+
+    def _complaint(self, session: Session) -> Complaint:
+        """About the latest session of a volume, which is lost."""
+        what = f"volume {session.volume_id}: the session to {session.target} is lost"
+        check = "see that tgtd runs on the SNODE and that the network lets this node through"
+        if any(self._devices.attribute(name, "device/state").endswith("offline") for name in session.disks()):
+            return Complaint(
+                "SessionGivenUp",
+                f"{what} since more than node.replacement_timeout, and I/O fails; {check}, then unstage the volume and "
+                "stage it again",
+            )
+        return Complaint("SessionLost", f"{what}, and I/O waits until iscsid gets it back; {check}")
 
     def _disconnect(self, volume_id: str, deadline: Deadline) -> None:
         sessions = self._sessions.of_volume(volume_id)
@@ -152,18 +177,22 @@ class IscsiConnector:
             try:
                 self._logout.refuse_if_used(session)
             except InUse as error:
-                raise InUse(f"an older attachment of the volume, no longer valid, is still used: {error}") from error
+                raise InUse(
+                    "an older attachment of the volume, no longer valid, must be unpublished and unstaged first: "
+                    f"{error}"
+                ) from error
         for session in older:
             self._log.info("ending a session of an older generation", target=session.target)
             self._logout.end(session, deadline)
         self._records.remove_volume(attachment.volume_id, keep=targets)
 
-    def _ensure_session(self, attachment: Attachment, deadline: Deadline) -> Session:
+    def _ensure_session(self, attachment: Attachment, deadline: Deadline) -> tuple[Session, bool]:
+        """The session, and whether it was made now."""
         targets = {path.target for path in attachment.paths}
         session = self._sessions.find(attachment.volume_id, targets)
         if session is not None:
             if session.logged_in or _recovers(session, deadline):
-                return session
+                return session, False
             try:
                 self._logout.refuse_if_used(session)
             except InUse as error:

@@ -23,27 +23,46 @@ class Login:
     """Makes sessions and finds their disks. Decides by sysfs, not by what iscsiadm says."""
 
     def __init__(
-        self, *, iscsiadm: Iscsiadm, records: NodeRecords, sessions: Sessions, devices: Devices, sysfs: Path
+        self,
+        *,
+        iscsiadm: Iscsiadm,
+        records: NodeRecords,
+        sessions: Sessions,
+        devices: Devices,
+        sysfs: Path,
+        login_seconds: int,
+        login_tries: int,
     ) -> None:
+        """login_seconds: how long one try of iscsid lasts at most. login_tries: how many it makes for one call."""
         self._iscsiadm = iscsiadm
         self._records = records
         self._sessions = sessions
         self._devices = devices
         self._sysfs = sysfs
+        self._login_seconds = login_seconds
+        self._login_tries = login_tries
 
-    def login(self, attachment: Attachment, deadline: Deadline) -> Session:
-        """Try the paths in turn until one works, patience ends, or an answer says that trying is no use."""
-        patience = deadline.within(_PATIENCE_SECONDS)
+    def login(self, attachment: Attachment, deadline: Deadline) -> tuple[Session, bool]:
+        """Try the paths in turn until one works, patience ends, or an answer says that trying is no use.
+
+        Also whether the session is new, so that nothing of it was read before.
+        """
+        # Time is kept back, so that the caller hears the reason and not only that its time was over.
+        spare = max(deadline.remaining() / 2, deadline.remaining() - _CLEANUP_SECONDS)
+        patience = deadline.within(min(_PATIENCE_SECONDS, spare))
         refusals, pause = 0, 0.1
-        for path in itertools.cycle(attachment.paths):
-            code, failure = self._try(path, attachment, deadline)
+        for number, path in enumerate(itertools.cycle(attachment.paths)):
+            left, others = patience.remaining(), max(0, len(attachment.paths) - number - 1)
+            code, failure = self._try(path, attachment, patience.within(left / (1 + others)), deadline)
             if failure is None:
-                return self._wait_for_session(attachment.volume_id, path.target, deadline)
+                return self._wait_for_session(attachment.volume_id, path.target, deadline), code == 0
             refusals += code == REFUSED
             again = EXIT_CODES[code].retry if code in EXIT_CODES else False
             if code == REFUSED:
                 again = refusals < _REFUSALS
-            if not again or patience.remaining() <= pause:
+            # Another one may take as long as this one.
+            late = not others and patience.remaining() < pause + (left - patience.remaining())
+            if not again or late:
                 raise failure
             deadline.sleep(pause)
             deadline.check(f"log in for volume {attachment.volume_id}")
@@ -70,20 +89,26 @@ class Login:
         self._devices.wait_for_node(name, deadline)
         return name
 
-    def _try(self, path: IscsiPath, attachment: Attachment, deadline: Deadline) -> tuple[int, DriverError | None]:
+    def _try(
+        self, path: IscsiPath, attachment: Attachment, patience: Deadline, deadline: Deadline
+    ) -> tuple[int, DriverError | None]:
         """One login by one path: the exit code and the error to raise if it stays so; None when logged in."""
         portal = Portal.parse(path.portal)
         try:
-            portal.try_connect(deadline)
+            portal.try_connect(patience)
         except Unavailable as error:
             return 4, error
-        code = self._login_once(path.target, portal, attachment, deadline)
+        code = self._login_once(path.target, portal, attachment, patience, deadline)
         if code in (0, EXISTS):
             return code, None
         return code, error_of(code, f"volume {attachment.volume_id}, login to {path.target} at {portal}")
 
-    def _login_once(self, target: str, portal: Portal, attachment: Attachment, deadline: Deadline) -> int:
-        self._records.write(target, portal, chap=attachment.chap, deadline=deadline)
+    def _login_once(
+        self, target: str, portal: Portal, attachment: Attachment, patience: Deadline, deadline: Deadline
+    ) -> int:
+        # iscsid can't be stopped once it tries: it must give up by itself in time.
+        tries = max(1, min(self._login_tries, int(patience.remaining() // self._login_seconds)))
+        self._records.write(target, portal, chap=attachment.chap, login_tries=tries, deadline=deadline)
         return self._iscsiadm.login(target, portal, deadline)
 
     def _wait_for_session(self, volume_id: str, target: str, deadline: Deadline) -> Session:

@@ -18,7 +18,7 @@ from csi.connectors.devices import MOUNT_TABLES, Devices, read_attribute
 from csi.deadline import Deadline, wait_until
 from csi.errors import DataLoss, InUse, Invalid, NotFound, Timeout, Unavailable, Unsupported
 from csi.log import get_logger
-from csi.model import VOLUME_ID, Attachment, Device
+from csi.model import VOLUME_ID, Attachment, Complaint, Device
 from csi.run import Runner
 
 _LOOP_GET_STATUS64 = 0x4C05
@@ -126,6 +126,10 @@ class LoopConnector:
         if not self._runner.has("losetup"):
             found.append("losetup is missing -> install the package mount (util-linux)")
         return found
+
+    def complaints(self, volume_id: str) -> list[Complaint]:
+        """See Connector.complaints. Nothing can come between a loop device and its file."""
+        return []
 
     def left_over(self) -> list[str]:
         """See Connector.left_over."""

@@ -17,7 +17,7 @@ from csi.connectors.sessions import split_target
 from csi.deadline import Deadline
 from csi.errors import Invalid, NoSpace, Unavailable
 from csi.model import Chap
-from csi.run import Boundary, no_boundary
+from csi.run import Boundary, no_boundary, step
 
 #: Where iscsiadm may keep its node database: Debian and its kin, Fedora and its kin.
 DATABASE_FOLDERS = (Path("/etc/iscsi"), Path("/var/lib/iscsi"))
@@ -27,21 +27,23 @@ _CHAP_WORD = re.compile(r"[A-Za-z0-9._:-]{1,223}")
 _END = "# END RECORD"
 
 
-def node_settings(*, replacement_seconds: int, login_seconds: int, login_retries: int) -> dict[str, str]:
+def node_settings(*, replacement_seconds: int, login_seconds: int, digests: bool = False) -> dict[str, str]:
     """The settings of every record of ours; what is not named here stays as iscsid.conf has it.
 
     Manual start and scan: nothing logs in at boot behind our back, and no foreign LUN appears.
+    digests: a target that can't do CRC32C is refused, since what was asked for must not be left out without a word.
     """
+    crc = {"node.conn[0].iscsi.HeaderDigest": "CRC32C", "node.conn[0].iscsi.DataDigest": "CRC32C"}
     return {
         "node.startup": "manual",
         "node.session.scan": "manual",
         "node.session.nr_sessions": "1",
         "node.session.timeo.replacement_timeout": str(replacement_seconds),
-        "node.session.initial_login_retry_max": str(login_retries),
         "node.conn[0].startup": "manual",
         "node.conn[0].timeo.login_timeout": str(login_seconds),
         "node.conn[0].timeo.noop_out_interval": "5",
         "node.conn[0].timeo.noop_out_timeout": "5",
+        **(crc if digests else {}),
     }
 
 
@@ -61,13 +63,17 @@ class NodeRecords:
         self._folders = tuple(folders)
         self._boundary = boundary
 
-    def write(self, target: str, portal: Portal, *, chap: Chap | None, deadline: Deadline) -> None:
+    def write(
+        self, target: str, portal: Portal, *, chap: Chap | None, login_tries: int = 3, deadline: Deadline
+    ) -> None:
         """Make the one record of a target anew, whatever was there.
 
+        login_tries: how often iscsid tries to log in before it gives up; a session that is lost it tries for ever.
         A damaged record (power cut) is neither replaced nor deleted by iscsiadm, hence the removal by hand first.
         Raises Unavailable when the database can't be used.
         """
-        settings = {**self._settings, **_chap_settings(chap)}
+        tries = {"node.session.initial_login_retry_max": str(login_tries)}
+        settings = {**self._settings, **tries, **_chap_settings(chap)}
         self.remove(target)
         self._iscsiadm.new_record(target, portal, deadline)
         path = self._find(target, portal)
@@ -97,12 +103,11 @@ class NodeRecords:
             # `static` has iscsiadm's link from the kind of discovery to the record.
             for place in [*folder.glob(f"static/{target},*"), folder / "nodes" / target]:
                 if place.is_symlink() or place.is_file():
-                    place.unlink(missing_ok=True)
+                    self._unlink(place)
                 elif place.exists():
-                    self._boundary("node-record-remove:before")
-                    shutil.rmtree(place)
-                    self._boundary("node-record-remove:after")
-            _temporary(folder, target).unlink(missing_ok=True)
+                    with step(self._boundary, "node-record-remove"):
+                        shutil.rmtree(place)
+            self._unlink(_temporary(folder, target))
 
     def remove_volume(self, volume_id: str, *, keep: Collection[str] = ()) -> None:
         """Remove the records of all targets of a volume but `keep`; absent is fine."""
@@ -115,7 +120,7 @@ class NodeRecords:
         """Remove temporary files that a killed driver left; they hold secrets."""
         for folder in self._folders:
             for path in folder.glob(f"{_TEMPORARY}.*"):
-                path.unlink(missing_ok=True)
+                self._unlink(path)
 
     def _find(self, target: str, portal: Portal) -> Path | None:
         places = [folder / "nodes" / target / portal.folder / "default" for folder in self._folders]
@@ -124,13 +129,23 @@ class NodeRecords:
     def _replace(self, path: Path, text: str) -> None:
         # Not beside the record: iscsiadm takes every file there for one. Mode 0600 from the first byte on.
         temporary = _temporary(path.parents[3], path.parents[1].name)
-        temporary.unlink(missing_ok=True)
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(fd, "w") as file:
-            file.write(text)
+        self._boundary("node-record:before")
+        _write_new(temporary, text)
         self._boundary("node-record:written")
         temporary.rename(path)
         self._boundary("node-record:after")
+
+    def _unlink(self, path: Path) -> None:
+        """Remove a file or a link; absent is fine."""
+        if os.path.lexists(path):
+            with step(self._boundary, "node-record-unlink"):
+                path.unlink(missing_ok=True)
+
+
+def _write_new(path: Path, text: str) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "w") as file:
+        file.write(text)
 
 
 def with_settings(text: str, settings: Mapping[str, str]) -> str:

@@ -50,6 +50,10 @@ class Export(Protocol):
         """
         ...
 
+    def restarted(self) -> bool:
+        """Whether the server was started anew since `reconcile` last did all: a hint, which costs next to nothing."""
+        ...
+
     def problems(self, deadline: Deadline) -> list[str]:
         """What is wrong with the server, each as `what is wrong -> the repair`; empty when all is well."""
         ...

@@ -38,6 +38,10 @@ class NoExport:
         """Nothing can be lost."""
         del read_wanted, deadline, spare
 
+    def restarted(self) -> bool:
+        """There is no server."""
+        return False
+
     def problems(self, deadline: Deadline) -> list[str]:
         """Nothing can be wrong."""
         del deadline

@@ -7,13 +7,14 @@ its restart, after a crash of ours at any step, and against sessions that nobody
 import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 
 from csi.deadline import Deadline
 from csi.errors import CommandFailed, DriverError, Invalid, NoSpace, Unavailable
 from csi.exports import tgt_client, tgt_show
+from csi.exports.at_once import Guard, at_once, collected
 from csi.exports.tgt_client import TgtClient
 from csi.exports.tgt_compare import LUN, differences
 from csi.exports.tgt_target import OUR_ACCOUNT, Shown, Targets
@@ -26,8 +27,6 @@ from csi.run import Boundary, Runner, no_boundary
 MINIMUM_VERSION = (1, 0, 83)
 
 _VERSION = re.compile(r"(\d+)\.(\d+)\.(\d+)")
-#: Makes what surrounds a step: lets its errors through, or notes them.
-Guard = Callable[[], AbstractContextManager[None]]
 
 # One target whose commands in flight do not end must not keep all others waiting.
 _STUCK_SECONDS = 5.0
@@ -59,6 +58,8 @@ class TgtExport:
             parse_portal(portal)
         self._client = TgtClient(socket, boundary=boundary)
         self._targets = Targets(self._client)
+        self._socket = socket
+        self._born = _birth(socket)  # of the tgtd that the last `reconcile` saw
         self._portals = tuple(portals)
         self._runner = runner
         self._max_exports = max_exports
@@ -115,6 +116,7 @@ class TgtExport:
         """
         failures: list[str] = []
         with self._lock.hold(deadline):
+            born = _birth(self._socket)
             # Read under the lock: every target made by then has its record, and none that is missing is being removed.
             wanted = {publication.target: publication for publication in read_wanted()}
             shown = self._targets.all(deadline)
@@ -124,16 +126,22 @@ class TgtExport:
             if deep or restored:
                 self._look_after_crash(wanted.values(), deadline)
             self._look_deep = False
+            self._born = born
         known = {*wanted, *spare, *self._busy}
         strays = [name for _, name in shown if _ours(name) and name not in known]
         for name in strays:
             # Without the lock: no name is ever used twice, so nobody makes what is a stray now.
             self._log.info("removing a target that no publication wants", target=name)
-            with _collected(failures):
+            with collected(failures):
                 self._targets.fence(name, (), deadline.within(_STUCK_SECONDS))
         if failures:
             self._look_deep = True
             raise Unavailable(f"{len(failures)} target(s) are not as they should be: {'; '.join(failures[:5])}")
+
+    def restarted(self) -> bool:
+        """See Export.restarted. Never connects: tgtd makes its socket anew at each start."""
+        born = _birth(self._socket)
+        return born is not None and born != self._born
 
     def problems(self, deadline: Deadline) -> list[str]:
         """See Export.problems."""
@@ -186,41 +194,51 @@ class TgtExport:
 
         Looks are shared, because each holds up the I/O of all volumes for a moment.
         """
-        built, opened = [], []
+        absent: list[Publication] = []
+        numbers: Mapping[str, int] | None = None
         for publication in publications:
             with guard():
                 _check(publication)
-                if self._must_build(publication, shown, deadline, limit=limit):
-                    self._targets.build(publication, deadline)
-                    built.append(publication)
+                if self._stands(publication, shown, deadline):
+                    continue
+                numbers = self._targets.numbers(deadline) if numbers is None else numbers
+                self._clear(publication, numbers, deadline, limit=limit)
+                absent.append(publication)
+        built = at_once(absent, lambda p: self._targets.build(p, deadline), guard)
         if not built:
             return
         shown = self._targets.all(deadline)
-        for publication in built:
-            with guard():
-                self._targets.verify(publication, shown, with_rule=False)
-                self._targets.open(publication, deadline)
-                opened.append(publication)
+        opened = at_once(built, lambda p: self._open(p, shown, deadline), guard)
         shown = self._targets.all(deadline)
         for publication in opened:
             with guard():
                 self._targets.verify(publication, shown, with_rule=True)
 
-    def _must_build(self, publication: Publication, shown: Shown, deadline: Deadline, *, limit: int | None) -> bool:
-        """False when the target is as it should be, or could be mended; True when it is absent (now)."""
-        name, chap = publication.target, publication.chap
-        target = shown.get((publication.tid, name))
+    def _open(self, publication: Publication, shown: Shown, deadline: Deadline) -> None:
+        self._targets.verify(publication, shown, with_rule=False)
+        self._targets.open(publication, deadline)
+
+    def _stands(self, publication: Publication, shown: Shown, deadline: Deadline) -> bool:
+        """True when the target is as it should be, or could be mended; False when it must be made (anew)."""
+        target = shown.get((publication.tid, publication.target))
         found = differences(publication, target) if target else None
-        if found is not None:
-            if not found:
-                return False
-            self._log.info("target differs from its publication", target=name, why=str(found))
-            if found.unknown:
-                raise CommandFailed(f"target {name}: left as it is, {found}")
-            if not found.remake:
-                self._targets.reopen(publication, deadline)
-                return False
-        numbers = self._targets.numbers(deadline)
+        if found is None:
+            return False
+        if not found:
+            return True
+        self._log.info("target differs from its publication", target=publication.target, why=str(found))
+        if found.unknown:
+            raise CommandFailed(f"target {publication.target}: left as it is, {found}")
+        if found.remake:
+            return False
+        self._targets.reopen(publication, deadline)
+        return True
+
+    def _clear(
+        self, publication: Publication, numbers: Mapping[str, int], deadline: Deadline, *, limit: int | None
+    ) -> None:
+        """Remove what has the target's name, and see that there is room for one more. numbers: what tgtd has."""
+        name, chap = publication.target, publication.chap
         if name in numbers:
             self._targets.fence(name, (chap.user, chap.mutual_user), deadline.within(_STUCK_SECONDS))
         count = len(numbers.keys() - {name})
@@ -229,7 +247,6 @@ class TgtExport:
                 f"volume {publication.volume_id}: tgtd has {count} targets already, controller.max_exports is "
                 f"{limit}; unpublish volumes, or raise it together with tgtd's limit of threads (TasksMax)"
             )
-        return True
 
     def _restore(
         self, wanted: Mapping[str, Publication], shown: Shown, failures: list[str], deadline: Deadline
@@ -253,7 +270,7 @@ class TgtExport:
             self._log.warning("tgtd lost targets, restoring them", missing=missing, wanted=len(wanted))
             self._client.set_system_state("offline", deadline)
         try:
-            self._ensure_all(todo, shown, deadline, guard=partial(_collected, failures))
+            self._ensure_all(todo, shown, deadline, guard=partial(collected, failures))
         except Exception:
             if shut:
                 with suppress(DriverError):
@@ -289,13 +306,13 @@ class TgtExport:
                 self._busy.remove(name)
 
 
-@contextmanager
-def _collected(failures: list[str]) -> Iterator[None]:
-    """Note an error and go on: one target that can't be had must not cost the others theirs."""
+def _birth(socket: Path) -> tuple[int, int] | None:
+    """What is another for each socket that was ever made at this path; None when there is none."""
     try:
-        yield
-    except DriverError as error:
-        failures.append(str(error))
+        found = socket.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_ctime_ns
 
 
 def _as_wanted(publication: Publication, shown: Shown) -> bool:

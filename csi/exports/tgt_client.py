@@ -21,7 +21,7 @@ _SECRET = re.compile(r"[A-Za-z0-9_-]{12,64}")
 _RULE = re.compile(r"[!-+\--~]{1,255}")  # only to remove it: printable, no comma
 _PATH = re.compile(r"/[A-Za-z0-9/_.+@:-]{0,999}")
 _VALUE = re.compile(r"[A-Za-z0-9_.-]{1,36}")
-_KEY = re.compile(r"[a-z_]{1,32}")
+_KEY = re.compile(r"[A-Za-z_]{1,32}")
 
 
 def check_target_name(name: str) -> str:
@@ -104,7 +104,7 @@ class TgtClient:
         self._change("target-delete", Mode.TARGET, Op.DELETE, f"delete target {name}", deadline, tid=tid)
 
     def set_target(self, tid: int, key: str, value: str, deadline: Deadline) -> None:
-        """Set a parameter of a target: `state`, `nop_interval`, `nop_count`."""
+        """Set a parameter of a target: `state`, `nop_interval`, `nop_count`, or a key of the iSCSI login."""
         text = f"{_checked(_KEY, key, 'parameter')}={_checked(_VALUE, value, 'parameter value')}"
         what = f"set {key} of target number {tid}"
         self._change("target-update", Mode.TARGET, Op.UPDATE, what, deadline, tid=tid, text=text)

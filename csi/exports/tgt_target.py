@@ -25,8 +25,14 @@ VENDOR = "SNODE"
 #: The names of our accounts: one of these in tgtd that nothing uses is a left-over of ours.
 OUR_ACCOUNT = re.compile(r"[nt][0-9a-f]{16}")
 
-# A peer that answers no ping for 30 s is dropped, so that sessions of dead machines do not pile up.
-_NOP = {"nop_interval": "5", "nop_count": "6"}
+_PARAMETERS = {
+    # A peer that answers no ping for 30 s is dropped, so that sessions of dead machines do not pile up.
+    "nop_interval": "5",
+    "nop_count": "6",
+    # For nodes that demand checksums; tgtd still agrees to none with the others.
+    "HeaderDigest": "CRC32C",
+    "DataDigest": "CRC32C",
+}
 _ACTIVE = frozenset({Code.TARGET_ACTIVE, Code.LUN_ACTIVE})
 
 
@@ -72,7 +78,7 @@ class Targets:
         client.bind_account(tid, chap.mutual_user, outgoing=True, deadline=deadline)
         client.create_lun(tid, LUN, publication.device, deadline)
         client.update_lun(tid, LUN, _identity(publication), deadline)
-        for key, value in _NOP.items():
+        for key, value in _PARAMETERS.items():
             client.set_target(tid, key, value, deadline)
 
     def open(self, publication: Publication, deadline: Deadline) -> None:

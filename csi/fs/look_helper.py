@@ -19,14 +19,11 @@ import sys
 sys.path.append(__file__.rsplit("/", 3)[0])
 
 from csi.errors import DriverError, Unavailable
-from csi.signature import BLOCK_BYTES, END_BYTES, check_length, places, probe, unreadable
+from csi.signature import BLOCK_BYTES, END_BYTES, check_length, is_unfinished, places, probe, unreadable
 
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 _LEAST_BYTES = 4096
 _PIECE_BYTES = 128 << 10  # more memory than this takes longer to get than to read into
-
-# The byte of an XFS superblock that is 1 while mkfs runs and 0 once it is done (sb_inprogress of xfs_dsb).
-_XFS_IN_PROGRESS_OFFSET = 126
 
 
 class Direct:
@@ -90,11 +87,12 @@ def look(path: str) -> dict[str, str | int]:
             raise Unavailable(f"{path}: has a size of {size_bytes} bytes; it is not attached any more, or not yet")
         direct = Direct(path, size_bytes)
         try:
-            direct.check()
+            direct.check(end_bytes=BLOCK_BYTES)
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)  # so that libblkid reads the device, not the page cache
             facts = _see(fd, path)
-            # It may have been dead in between: only one that answers afterwards too counts.
-            direct.check(end_bytes=BLOCK_BYTES)
+            # It may have been dead in between: only one that answers afterwards too counts. And all of its ends must be
+            # readable before "nothing" is believed.
+            direct.check(end_bytes=BLOCK_BYTES if facts["signature"] else END_BYTES)
         finally:
             direct.close()
     finally:
@@ -105,12 +103,11 @@ def look(path: str) -> dict[str, str | int]:
 def _see(fd: int, path: str) -> dict[str, str | int]:
     signature = probe(fd, path)
     fs_bytes, block_bytes = _size_of(signature, fd)
-    unfinished = signature == "xfs" and os.pread(fd, 1, _XFS_IN_PROGRESS_OFFSET) == b"\1"
     return {
         "signature": signature,
         "fs_bytes": fs_bytes,
         "fs_block_bytes": block_bytes,
-        "unfinished": int(unfinished),
+        "unfinished": int(is_unfinished(signature, fd, path)),
     }
 
 

@@ -14,7 +14,7 @@ from csi.fs import paths
 from csi.fs.flags import mount_options
 from csi.fs.mountinfo import Mount, layers_at, origin_of, read_table
 from csi.fs.usage import device_number
-from csi.run import Result, Runner, failed
+from csi.run import Boundary, Result, Runner, failed, no_boundary
 
 __all__ = ["Mount", "Mounts"]
 
@@ -41,10 +41,12 @@ class Mounts:
         *,
         table: Path = Path("/proc/self/mountinfo"),
         number_of: Callable[[Path], str | None] = device_number,
+        boundary: Boundary = no_boundary,
     ) -> None:
         """table: the kernel's mount table. number_of: a device's "MAJOR:MINOR", None when there is no such device."""
         self._runner = runner
         self._table = table
+        self._boundary = boundary
         self._number_of = number_of
 
     def all(self) -> list[Mount]:
@@ -146,18 +148,18 @@ class Mounts:
 
     def ensure_directory(self, path: Path) -> None:
         """Make the folder and its parents, mode 0750, following no link; a folder that is there is fine."""
-        paths.ensure_directory(path)
+        paths.ensure_directory(path, boundary=self._boundary)
 
     def ensure_file(self, path: Path) -> None:
         """Make the empty file, mode 0600, and its parent folders, following no link; a file that is there is fine."""
-        paths.ensure_file(path)
+        paths.ensure_file(path, boundary=self._boundary)
 
     def remove_target(self, path: Path) -> None:
         """Remove the empty folder or file; absent is fine. Raises InUse when it is mounted or holds anything."""
         layers = self.at(path)
         if layers:
             raise InUse(f"{path}: {layers[-1].source} is still mounted there; unmount it first")
-        paths.remove_target(path)
+        paths.remove_target(path, boundary=self._boundary)
 
     def _run(self, argv: Sequence[str], deadline: Deadline, *, fds: Sequence[int]) -> Result:
         return self._runner.run(argv, deadline=deadline, ok=None, timeout=_SECONDS, pass_fds=fds)

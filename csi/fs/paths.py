@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from csi.errors import DriverError, InUse, Invalid, NotFound, Unavailable
+from csi.run import Boundary, no_boundary, step
 
 _SYSTEM = ("proc", "sys", "dev", "etc", "usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32", "boot")
 _FORBIDDEN = tuple(Path("/") / name for name in _SYSTEM)
@@ -45,7 +46,7 @@ def check_target(path: Path, *, roots: Sequence[Path] = ()) -> None:
 
 
 @contextmanager
-def parent_of(path: Path, *, create: bool = False) -> Iterator[tuple[int, str]]:
+def parent_of(path: Path, *, create: bool = False, boundary: Boundary = no_boundary) -> Iterator[tuple[int, str]]:
     """The folder that holds the last component, as an O_PATH descriptor, and the name of that component.
 
     create: make missing folders, mode 0750. Raises NotFound when a folder is missing, Invalid for a malformed path or a
@@ -57,7 +58,7 @@ def parent_of(path: Path, *, create: bool = False) -> Iterator[tuple[int, str]]:
         walked = Path("/")
         for folder in folders:
             walked /= folder
-            below = _enter(here, folder, walked, path, create=create)
+            below = _enter(here, folder, walked, path, create=create, boundary=boundary)
             os.close(here)
             here = below
         yield here, name
@@ -86,17 +87,18 @@ def opened(path: Path) -> Iterator[int]:
         os.close(fd)
 
 
-def ensure_directory(path: Path) -> None:
+def ensure_directory(path: Path, *, boundary: Boundary = no_boundary) -> None:
     """Make the folder `path` (mode 0750) with all parents. Raises Invalid when a link or a file is in the way."""
-    with parent_of(path, create=True) as (parent, name):
-        os.close(_enter(parent, name, path, path, create=True))
+    with parent_of(path, create=True, boundary=boundary) as (parent, name):
+        os.close(_enter(parent, name, path, path, create=True, boundary=boundary))
 
 
-def ensure_file(path: Path) -> None:
+def ensure_file(path: Path, *, boundary: Boundary = no_boundary) -> None:
     """Make the empty file `path` (mode 0600) with all parent folders; a file or device node there already is fine."""
-    with parent_of(path, create=True) as (parent, name):
+    with parent_of(path, create=True, boundary=boundary) as (parent, name):
         try:
-            os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=parent))
+            with step(boundary, "target-file"):
+                os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=parent))
         except FileExistsError as error:
             mode = os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode
             if stat.S_ISLNK(mode):
@@ -107,7 +109,7 @@ def ensure_file(path: Path) -> None:
             raise _trouble(path, error) from error
 
 
-def remove_target(path: Path) -> None:
+def remove_target(path: Path, *, boundary: Boundary = no_boundary) -> None:
     """Remove the empty folder or empty file at `path`; absent is fine. Never recursive, and never through a link.
 
     Raises InUse when it holds anything or is a mount point, Invalid for a link.
@@ -118,9 +120,11 @@ def remove_target(path: Path) -> None:
             if stat.S_ISLNK(found.st_mode):
                 raise _link(path, path)
             if stat.S_ISDIR(found.st_mode):
-                os.rmdir(name, dir_fd=parent)
+                with step(boundary, "target-remove"):
+                    os.rmdir(name, dir_fd=parent)
             elif stat.S_ISREG(found.st_mode) and found.st_size == 0:
-                os.unlink(name, dir_fd=parent)
+                with step(boundary, "target-remove"):
+                    os.unlink(name, dir_fd=parent)
             else:
                 raise InUse(f"path {_shown(path)}: not an empty file; look at it and move it away")
     except (NotFound, FileNotFoundError):
@@ -155,14 +159,15 @@ def _components(path: Path) -> list[str]:
     return components
 
 
-def _enter(parent: int, name: str, walked: Path, path: Path, *, create: bool) -> int:
+def _enter(parent: int, name: str, walked: Path, path: Path, *, create: bool, boundary: Boundary) -> int:
     try:
         try:
             return os.open(name, _FOLDER, dir_fd=parent)
         except FileNotFoundError as error:
             if not create:
                 raise NotFound(f"path {_shown(path)}: {_shown(walked)} does not exist") from error
-        with suppress(FileExistsError):  # made by somebody else in this moment; what it is shows when it is opened
+        # Made by somebody else in this moment; what it is shows when it is opened.
+        with suppress(FileExistsError), step(boundary, "target-folder"):
             os.mkdir(name, 0o750, dir_fd=parent)
         return os.open(name, _FOLDER, dir_fd=parent)
     except OSError as error:

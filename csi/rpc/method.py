@@ -26,8 +26,9 @@ from csi.rpc.redact import hidden_values, redacted, without
 from csi.rpc.status import code_of
 
 #: Workers of the server, and how many of them may do work that can hang. The rest answers Probe, capabilities, info.
-WORKERS = 32
-SLOTS = 24
+#: A hundred creations at once is what a provisioner sends. Threads are made when they are needed first.
+WORKERS = 136
+SLOTS = 128
 
 #: A status message travels in HTTP/2 headers, of which clients accept 8 KiB in all.
 _LONGEST_MESSAGE = 2000

@@ -15,6 +15,7 @@ CAPABILITIES = (
     _Rpc.STAGE_UNSTAGE_VOLUME,
     _Rpc.GET_VOLUME_STATS,
     _Rpc.EXPAND_VOLUME,
+    _Rpc.GET_VOLUME_HEALTH,
     _Rpc.SINGLE_NODE_MULTI_WRITER,
 )
 _UNITS = {"bytes": pb.VolumeUsage.BYTES, "inodes": pb.VolumeUsage.INODES}
@@ -105,6 +106,21 @@ class Node(csi_pb2_grpc.NodeServicer):
                 for usage in usages
             ]
         )
+
+    @method(level=logging.DEBUG)
+    def NodeGetVolumeHealth(
+        self, request: pb.NodeGetVolumeHealthRequest, deadline: Deadline
+    ) -> pb.NodeGetVolumeHealthResponse:
+        """CSI spec, NodeGetVolumeHealth."""
+        values.require(request, "volume_id")
+        values.check_sizes(request)
+        complaints = self._staging.complaints(values.known_id(request.volume_id))
+        entries = [
+            pb.VolumeHealth.VolumeHealthEntry(status=pb.INACCESSIBLE, reason=each.reason, message=each.message)
+            for each in complaints
+        ]
+        health = pb.VolumeHealth(volume_id=request.volume_id, health_statuses=entries)
+        return pb.NodeGetVolumeHealthResponse(volume_health=health)
 
     @method()
     def NodeExpandVolume(self, request: pb.NodeExpandVolumeRequest, deadline: Deadline) -> pb.NodeExpandVolumeResponse:

@@ -20,7 +20,7 @@ from csi.pb import csi_pb2 as pb
 _LONGEST_STRING = 128
 _LARGEST_MAP = 4096
 _LONGEST_PATH = 4096
-_PATH_FIELDS = frozenset({"staging_target_path", "target_path", "volume_path"})
+_PATH_FIELDS = frozenset({"staging_target_path", "target_path", "volume_path", "volume_publish_path"})
 #: Texts that only the driver makes. One that is too long is not ours, and is answered as any other unknown one.
 _OWN_TEXTS = frozenset({"volume_id", "node_id", "starting_token"})
 #: Not limited: the driver does not read it, and an orchestrator may add tokens of several KiB to it.

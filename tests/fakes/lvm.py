@@ -88,6 +88,7 @@ class FakeLvm:
         self.midway: set[str] = set()
         self.exists = True
         self.autoactivation = ""
+        self.scan_lvs = 0  # the machine's own setting
         self.dirty: list[str] = []  # thick volumes that were removed with data in them
         self._serial = 0
         (folder / vg).mkdir(parents=True, exist_ok=True)
@@ -145,6 +146,9 @@ class FakeLvm:
         rest = list(argv[1:])
         if program == "dmsetup":
             return self._dmsetup(rest)
+        if rest[:1] == ["lvmconfig"]:
+            assert rest[1:] == ["--typeconfig=full", "devices/scan_lvs"], argv
+            return 0, f"scan_lvs={self.scan_lvs}\n", ""
         if program == "lvm":
             program = f"lvm {rest.pop(0)}"
             assert program in ("lvm fullreport", "lvm vgs"), argv
@@ -276,12 +280,15 @@ class FakeLvm:
         if len([disk for disk in free.values() if disk]) < legs:
             return "  Insufficient suitable allocatable extents for logical volume: 1 more required\n"
         taken: dict[str, int] = {}
-        for _ in range(each):
-            for disk in sorted(free, key=lambda d: -free[d])[:legs]:
-                if not free[disk]:
-                    return "  Insufficient suitable allocatable extents for logical volume: 1 more required\n"
-                free[disk] -= 1
-                taken[disk] = taken.get(disk, 0) + 1
+        while each:
+            disks = sorted(free, key=lambda d: -free[d])[:legs]
+            step = min(each, *(free[disk] for disk in disks))
+            if not step:
+                return "  Insufficient suitable allocatable extents for logical volume: 1 more required\n"
+            for disk in disks:
+                free[disk] -= step
+                taken[disk] = taken.get(disk, 0) + step
+            each -= step
         return taken
 
     def _lvextend(self, options: dict[str, list[str]], operands: list[str]) -> Reply:

@@ -69,12 +69,17 @@ class _Line:
 
 
 class FakeMounts:
-    """State and programs. `busy`: mount points that can't be unmounted."""
+    """State and programs. `busy`: mount points that can't be unmounted. `astray`: where the next mount lands.
+
+    `unfinished`: keys of disks where a mkfs.xfs was killed.
+    """
 
     def __init__(self, folder: Path, *, find_disk: Callable[[Path], FakeDisk | None] | None = None) -> None:
         self.table = folder / "mountinfo"
         self.contents: dict[str, Contents] = {}
         self.busy: set[Path] = set()
+        self.astray: Path | None = None
+        self.unfinished: set[str] = set()
         self._disks: dict[Path, FakeDisk] = {}
         self._find_disk = find_disk or self._disks.get
         self._next_id = 100
@@ -91,6 +96,7 @@ class FakeMounts:
             "resize2fs": self._resize2fs,
             "xfs_growfs": self._xfs_growfs,
             "btrfs": self._btrfs,
+            "wipefs": self._wipefs,
         }
         return {**named, **dict.fromkeys(_MKFS, self._mkfs)}
 
@@ -200,6 +206,8 @@ class FakeMounts:
             return 1, "", f"{argv[-1]}: Operation not permitted while setting up superblock"
         if contents.signature:
             return 1, "", f"{argv[-1]} contains a {contents.signature} file system. Proceed anyway? (y,N)"
+        if disk.key in self.unfinished:
+            return 1, "", f"{argv[-1]} appears to contain an existing filesystem (xfs)."
         contents.signature, contents.fs_bytes = argv[0].removeprefix("mkfs."), disk.size_bytes
         return _OK
 
@@ -217,9 +225,17 @@ class FakeMounts:
             "signature": contents.signature,
             "fs_bytes": contents.fs_bytes if known else 0,
             "fs_block_bytes": _BLOCK if known else 0,
-            "unfinished": 0,
+            "unfinished": int(disk.key in self.unfinished),
         }
         return 0, "".join(f"{name}={value}\n" for name, value in facts.items()), ""
+
+    def _wipefs(self, argv: Sequence[str], _input: str | None) -> Reply:
+        assert list(argv[1:-1]) == ["--all", "--types=xfs", "--"], argv
+        disk = self._find_disk(Path(argv[-1]))
+        if disk is None or not disk.readable:
+            return 1, "", f"wipefs: error: {argv[-1]}: probing initialization failed"
+        self.unfinished.discard(disk.key)
+        return _OK
 
     def _e2fsck(self, argv: Sequence[str], _input: str | None) -> Reply:
         assert list(argv[1:-1]) in (["-p", "--"], ["-f", "-p", "--"]), argv
@@ -262,6 +278,8 @@ class FakeMounts:
         return max(found, key=lambda line: (len(Path(line.point).parts), line.mount_id))
 
     def _add(self, line: _Line) -> None:
+        if self.astray is not None:
+            line.point, self.astray = str(self.astray), None
         line.parent_id, line.mount_id = self._holder(Path(line.point)).mount_id, self._next_id
         self._next_id += 1
         self._lines.append(line)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from csi.deadline import Deadline
 from csi.errors import Unavailable
-from csi.run import Boundary, Result, failed, no_boundary
+from csi.run import Boundary, Result, failed, no_boundary, step_name
 from tests.fakes.crash import Crash
 
 #: What a fake program answers: exit code, stdout, stderr.
@@ -68,7 +68,7 @@ class FakeRunner:
         if program is None:
             raise Unavailable(f"{argv[0]}: program not found")
         if not read_only:
-            self.boundary(f"{name}:before")
+            self.boundary(f"{step_name(argv)}:before")
         fault = self._due(argv)
         if fault is not None and not fault.after:
             reply = _strike(fault)
@@ -77,7 +77,7 @@ class FakeRunner:
             if fault is not None:
                 reply = _strike(fault)
         if not read_only:
-            self.boundary(f"{name}:after")
+            self.boundary(f"{step_name(argv)}:after")
         result = Result(tuple(argv), *reply)
         if ok is not None and result.returncode not in ok:
             raise failed(result)

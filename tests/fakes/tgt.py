@@ -5,16 +5,20 @@ command in flight, and then outlives its connection until `drain`. A request tha
 that the fake does not know, is noted in `unexpected`.
 """
 
+import io
 import itertools
 import os
 import socket
+import struct
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from unittest import mock
 
-from csi.exports.tgt_wire import REPLY, REQUEST, Code, Mode, Op
+from csi.errors import Unavailable
+from csi.exports.tgt_wire import REPLY, REQUEST, Code, Mode, Op, Wire
 
 
 class LoginRefused(Exception):
@@ -74,6 +78,7 @@ class FakeTarget:
     name: str
     state: str = "ready"
     nop: dict[str, int] = field(default_factory=lambda: {"nop_interval": 0, "nop_count": 0})
+    login_keys: dict[str, str] = field(default_factory=dict)
     luns: dict[int, FakeLun] = field(default_factory=dict)
     sessions: list[FakeSession] = field(default_factory=list)
     incoming: list[str] = field(default_factory=list)
@@ -224,14 +229,8 @@ class FakeTgtd:
             header = stream.read(REQUEST.size)
             if len(header) < REQUEST.size:
                 return
-            mode, op, driver, length, tid, sid, lun, cid, _, _, direction, _, force = REQUEST.unpack(header)
-            text = stream.read(length - REQUEST.size)
-            if driver.rstrip(b"\0") != b"iscsi" or (text and not text.endswith(b"\0")):
-                self.unexpected.append(f"driver {driver!r}, text {text!r}")
-                return
-            request = _Request(Mode(mode), Op(op), tid, sid, lun, cid, direction, force, text.rstrip(b"\0").decode())
             try:
-                code, reply = self._take(request)
+                data = self._reply(header, stream.read(REQUEST.unpack(header)[3] - REQUEST.size))
             except _Cut as cut:
                 if cut.args == ("hang",):
                     connection.settimeout(60)
@@ -239,12 +238,31 @@ class FakeTgtd:
                 elif cut.args == ("half",):
                     connection.sendall(REPLY.pack(0, 400)[:6])
                 return
-            except Exception as error:
-                self.unexpected.append(f"{request}: {error!r}")
-                return
-            data = reply.encode() + b"\0" if reply else b""
             with suppress(ConnectionError):  # a client that was killed meanwhile
-                connection.sendall(REPLY.pack(code, REPLY.size + len(data)) + data)
+                connection.sendall(data)
+
+    @contextmanager
+    def in_process(self) -> Iterator[None]:
+        """Until the end of the block every request of this process comes here directly: ten times as fast."""
+        with mock.patch.object(Wire, "_connect", lambda _wire, _limit: _Direct(self)):
+            yield
+
+    def _reply(self, header: bytes, text: bytes) -> bytes:
+        """What a request is answered with. Raises _Cut for an answer that does not come."""
+        mode, op, driver, _, tid, sid, lun, cid, _, _, direction, _, force = REQUEST.unpack(header)
+        if driver.rstrip(b"\0") != b"iscsi" or (text and not text.endswith(b"\0")):
+            self.unexpected.append(f"driver {driver!r}, text {text!r}")
+            raise _Cut("cut")
+        request = _Request(Mode(mode), Op(op), tid, sid, lun, cid, direction, force, text.rstrip(b"\0").decode())
+        try:
+            code, reply = self._take(request)
+        except _Cut:
+            raise
+        except Exception as error:
+            self.unexpected.append(f"{request}: {error!r}")
+            raise _Cut("cut") from error
+        data = reply.encode() + b"\0" if reply else b""
+        return REPLY.pack(code, REPLY.size + len(data)) + data
 
     def _take(self, request: _Request) -> tuple[int, str]:
         with self.guard:
@@ -339,6 +357,8 @@ class FakeTgtd:
             target.state = value
         elif key in target.nop:
             target.nop[key] = int(value)
+        elif key in ("HeaderDigest", "DataDigest") and value in ("None", "CRC32C"):
+            target.login_keys[key] = value
         else:
             raise _Refusal(Code.INVALID_REQUEST)
         return ""
@@ -486,6 +506,33 @@ class FakeTgtd:
     def _show_system(self, request: _Request) -> str:
         del request
         return f"System:\n    State: {self.state}\n    debug: off\nLLDs:\n    iscsi: ready\n    iser: error\n"
+
+
+class _Direct:
+    """The client's end of a connection that needs no socket."""
+
+    def __init__(self, tgtd: FakeTgtd) -> None:
+        if tgtd._listener is None:
+            raise Unavailable("tgtd does not answer")
+        self._tgtd = tgtd
+        self._answer = io.BytesIO()
+
+    def __enter__(self) -> "_Direct":
+        return self
+
+    def __exit__(self, *_error: object) -> None: ...
+
+    def settimeout(self, seconds: float) -> None: ...
+
+    def getsockopt(self, *_what: int) -> bytes:
+        return struct.pack("3i", os.getpid(), os.geteuid(), os.getegid())
+
+    def sendall(self, data: bytes) -> None:
+        with suppress(_Cut):
+            self._answer = io.BytesIO(self._tgtd._reply(data[: REQUEST.size], data[REQUEST.size :]))
+
+    def recv(self, size: int) -> bytes:
+        return self._answer.read(size)
 
 
 class _Refusal(Exception):

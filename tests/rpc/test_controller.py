@@ -42,7 +42,7 @@ def test_advertises_what_it_serves(driver: Driver) -> None:
         pb.ListSnapshotsRequest(),
         pb.ControllerModifyVolumeRequest(volume_id=ID),
         pb.ControllerGetVolumeHealthRequest(volume_id=ID),
-        pb.NodeGetVolumeHealthRequest(volume_id=ID),
+        pb.NodeGetStorageHealthRequest(),
     ],
     ids=lambda request: type(request).__name__,
 )

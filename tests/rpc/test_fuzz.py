@@ -98,4 +98,4 @@ def test_no_request_finds_a_defect(request: Message) -> None:
 
 
 def test_all_implemented_rpcs_are_among_them() -> None:
-    assert len(_requests()) == 3 + 10 + 8
+    assert len(_requests()) == 3 + 10 + 9

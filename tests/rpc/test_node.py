@@ -4,7 +4,7 @@ from typing import Any
 import grpc
 import pytest
 
-from csi.model import volume_id_of
+from csi.model import Complaint, volume_id_of
 from csi.pb import csi_pb2 as pb
 from tests.rpc.service import Driver, block, mount
 from tests.rpc.test_controller import FOREIGN_IDS
@@ -48,6 +48,7 @@ def test_advertises_what_it_serves(driver: Driver) -> None:
         "STAGE_UNSTAGE_VOLUME",
         "GET_VOLUME_STATS",
         "EXPAND_VOLUME",
+        "GET_VOLUME_HEALTH",
         "SINGLE_NODE_MULTI_WRITER",
     }
 
@@ -81,6 +82,16 @@ def test_the_way_of_a_volume_and_back(driver: Driver) -> None:
     assert not driver.staging.targets
 
 
+def test_health_tells_what_is_wrong(driver: Driver) -> None:
+    request = pb.NodeGetVolumeHealthRequest(volume_id=ID, volume_publish_path=TARGET, staging_target_path=STAGING)
+    driver.fails(request, NOT_FOUND)
+    driver.ok(_stage())
+    assert driver.ok(request).volume_health == pb.VolumeHealth(volume_id=ID)
+    driver.staging.trouble = [Complaint("SessionLost", "the session is lost")]
+    (entry,) = driver.ok(request).volume_health.health_statuses
+    assert (entry.status, entry.reason, entry.message) == (pb.INACCESSIBLE, "SessionLost", "the session is lost")
+
+
 @pytest.mark.parametrize(
     ("request_", "field"),
     [
@@ -96,6 +107,7 @@ def test_the_way_of_a_volume_and_back(driver: Driver) -> None:
         (pb.NodeUnpublishVolumeRequest(volume_id="x"), "target_path"),
         (pb.NodeGetVolumeStatsRequest(), "volume_id"),
         (pb.NodeGetVolumeStatsRequest(volume_id="x"), "volume_path"),
+        (pb.NodeGetVolumeHealthRequest(), "volume_id"),
         (pb.NodeExpandVolumeRequest(), "volume_id"),
         (pb.NodeExpandVolumeRequest(volume_id="x"), "volume_path"),
     ],
@@ -130,6 +142,7 @@ def test_a_foreign_id_names_no_volume(driver: Driver, volume_id: str) -> None:
         pb.NodeUnstageVolumeRequest(volume_id=volume_id, staging_target_path=STAGING),
         pb.NodeUnpublishVolumeRequest(volume_id=volume_id, target_path=TARGET),
         pb.NodeGetVolumeStatsRequest(volume_id=volume_id, volume_path=TARGET),
+        pb.NodeGetVolumeHealthRequest(volume_id=volume_id),
         pb.NodeExpandVolumeRequest(volume_id=volume_id, volume_path=TARGET),
     ):
         driver.fails(request, NOT_FOUND, "volume_id")

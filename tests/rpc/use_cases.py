@@ -8,7 +8,7 @@ from pathlib import Path
 from csi.deadline import Deadline
 from csi.errors import InUse, NotFound, Stale
 from csi.fs.usage import Usage
-from csi.model import VOLUME_ID, Capability, Capacity, Volume, volume_id_of
+from csi.model import VOLUME_ID, Capability, Capacity, Complaint, Volume, volume_id_of
 from csi.staging import NodeInfo
 from csi.volumes import Entry, Page
 
@@ -123,6 +123,7 @@ class MemoryStaging:
         self.targets: dict[Path, tuple[str, bool]] = {}
         self.contexts: list[dict[str, str]] = []
         self.blocks: list[bool | None] = []
+        self.trouble: list[Complaint] = []
 
     def stage(
         self,
@@ -166,6 +167,11 @@ class MemoryStaging:
     ) -> int:
         self.blocks.append(block)
         return required_bytes
+
+    def complaints(self, volume_id: str) -> list[Complaint]:
+        if volume_id not in self.staged.values():
+            raise NotFound("not there")
+        return self.trouble
 
     def info(self, deadline: Deadline) -> NodeInfo:
         return NodeInfo(node_id=NODE_ID, max_volumes=7, topology={"topology.csi.snode.io/node": "node-a"})

@@ -1,11 +1,14 @@
 """A SNODE in one process for tests: files or a fake LVM, exported by a fake tgtd; killed and started at will."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from csi.backends.base import Backend
 from csi.backends.files import FilesBackend
 from csi.backends.lvm import LvmBackend
+from csi.backends.lvm_space import Space
 from csi.backends.lvm_thick import Thick
+from csi.backends.lvm_thin import Thin
 from csi.deadline import Deadline
 from csi.exports.tgt import TgtExport
 from csi.locks import VolumeLocks
@@ -21,17 +24,22 @@ from tests.fakes.tgt import FakeTgtd
 
 MIB = 1 << 20
 WRITER = Capability(AccessMode.SINGLE_NODE_WRITER)
+_SPACES: Mapping[str, Space] = {"lvm": Thick(), "thin": Thin("tp"), "mirror": Thick("raid1")}
 
 
 class Snode:
     """The use cases over a folder and a fake tgtd, both of which outlive `kill`."""
 
-    def __init__(self, folder: Path, tgtd: FakeTgtd, *, lvm: bool = False, boundary: Boundary = no_boundary) -> None:
-        """lvm: the pool is a volume group of a fake LVM instead of a folder of files."""
+    def __init__(self, folder: Path, tgtd: FakeTgtd, *, kind: str = "files", boundary: Boundary = no_boundary) -> None:
+        """kind: "files", or in a volume group of a fake LVM "lvm" (thick), "thin" or "mirror"."""
         self._folder = folder
         self._tgtd = tgtd
+        self._kind = kind
         folder.mkdir(exist_ok=True)
-        self.lvm = FakeLvm(folder / "dev") if lvm else None
+        disks = {"/dev/sda": 100, "/dev/sdb": 100} if kind == "mirror" else None
+        self.lvm = FakeLvm(folder / "dev", disks=disks) if kind != "files" else None
+        if self.lvm is not None and kind == "thin":
+            self.lvm.add("tp", extents=90, kind="thin-pool")
         self.runner = FakeRunner(self.lvm.programs if self.lvm else {})
         self.node = _node(folder, "c1")
         self.other = _node(folder, "c2")
@@ -54,11 +62,11 @@ class Snode:
 
     def _backend(self, state: Path, boundary: Boundary) -> Backend:
         if self.lvm is None:
-            return FilesBackend("files", directory=self._folder / "pool", state=state, boundary=boundary)
+            return FilesBackend("files", directory=self.pool, state=state, boundary=boundary)
         return LvmBackend(
             "files",
             vg=self.lvm.vg,
-            space=Thick(),
+            space=_SPACES[self._kind],
             state=state,
             runner=self.runner,
             nodes=self.lvm.nodes(),
@@ -68,8 +76,31 @@ class Snode:
 
     def settle(self) -> None:
         """Let the background come to its end: wipes, marks, restorations."""
-        for _ in range(20 if self.lvm else 1):
+        for _ in range(20):
             self.volumes.tend(soon())
+            if not any(name.startswith("trash-") for name in self.volumes_there()) and not self.notes():
+                return
+
+    def volumes_there(self) -> dict[str, int]:
+        """The size in bytes of everything in the pool that holds or held data, deleted volumes too."""
+        if self.lvm is None:
+            return {path.stem: path.stat().st_size for path in self.pool.glob("*.img")}
+        return {name: lv.extents * MIB for name, lv in self.lvm.lvs.items() if lv.kind != "thin-pool"}
+
+    def notes(self) -> list[str]:
+        """The notes that LVM's background works on."""
+        state = self._folder / "state" / "pools" / "files"
+        return [path.name for kind in ("creating", "used", "wipes") for path in (state / kind).glob("*.json")]
+
+    @property
+    def state(self) -> Path:
+        """The state folder."""
+        return self._folder / "state"
+
+    @property
+    def pool(self) -> Path:
+        """The folder of the files."""
+        return self._folder / "pool"
 
     def create(self, name: str = "a", *, size_bytes: int = 8 * MIB, limit_bytes: int = 0) -> Volume:
         """CreateVolume."""
@@ -108,7 +139,7 @@ class Snode:
         """Everything in the pool's folder and the pool's state."""
         folders = (self._folder / "pool", self._folder / "state" / "pools", self._folder / "state" / "publications")
         found = {path.name for folder in folders for path in folder.rglob("*") if path.is_file()}
-        return (found | set(self.lvm.lvs if self.lvm else ())) - {"pool.json", "vg.json"}
+        return (found | set(self.lvm.lvs if self.lvm else ())) - {"pool.json", "vg.json", "tp"}
 
 
 def soon() -> Deadline:

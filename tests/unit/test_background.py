@@ -49,6 +49,25 @@ def test_the_same_failure_is_logged_once() -> None:
     assert len([line for line in lines if line["event"] == "job failed, goes on"]) == 1
 
 
+def test_a_round_comes_early_when_it_is_asked_for() -> None:
+    job, wanted, background = Job(), threading.Event(), Background()
+    background.every(600, "job", job, early=wanted.is_set)
+    wait_until(lambda: job.rounds == 1, Deadline.after(10), what="the first round")
+    threading.Event().wait(0.2)
+    assert job.rounds == 1
+    wanted.set()
+    wait_until(lambda: job.rounds > 1, Deadline.after(10), what="the early round")
+    background.stop()
+
+
+def test_a_round_that_fails_is_not_repeated_without_a_pause() -> None:
+    job, background = Job(**{f"round{at}": Unavailable("tgtd is down") for at in range(1, 1000)}), Background()
+    background.every(600, "job", job, early=lambda: True)
+    threading.Event().wait(0.7)
+    background.stop()
+    assert 2 <= job.rounds <= 5
+
+
 def _until(event: threading.Event) -> Callable[[Deadline], None]:
     def job(_deadline: Deadline) -> None:
         event.wait(30)

@@ -76,6 +76,7 @@ name = "node-a"
 initiator_file = "/host/etc/iscsi/initiatorname.iscsi"
 target_roots = ["/var/lib/kubelet"]
 replacement_timeout = 30
+digests = "crc32c"
 max_volumes = 20
 [pools.fast]
 type = "lvm"
@@ -108,7 +109,7 @@ def test_every_setting_can_be_given_in_the_file(tmp_path: Path) -> None:
     assert found.controller.portals == ("192.0.2.1:3260", "[2001:db8::1]:3260")
     assert (found.controller.default_pool, found.controller.max_exports) == ("fast", 50)
     assert found.node.target_roots == (Path("/var/lib/kubelet"),)
-    assert (found.node.replacement_timeout, found.node.max_volumes) == (30, 20)
+    assert (found.node.replacement_timeout, found.node.digests, found.node.max_volumes) == (30, "crc32c", 20)
     assert found.pools["fast"] == LvmPool(
         vg="vg0",
         layout="raid10",

@@ -238,6 +238,11 @@ def test_autoactivation_is_told(machine: Machine) -> None:
     assert finding.repair == "vgchange --setautoactivation n vg0"
 
 
+def test_lvm_that_looks_into_volumes_is_told(machine: Machine) -> None:
+    machine.lvm.scan_lvs = 1
+    assert "scan_lvs = 0" in _one(machine.examine(LVM, role="controller"), "lvm", "warning").repair
+
+
 def test_sick_volumes_and_deleted_ones_that_keep_their_space_are_told(machine: Machine) -> None:
     tags = ["snode.format=1", "snode.pool=disks", "snode.name=eA=="]
     volume_id = volume_id_of("x")
@@ -274,7 +279,7 @@ def test_a_thin_pool_must_be_one(machine: Machine) -> None:
     assert "is not a thin pool" in _one(machine.examine(THIN, role="controller"), "pool thin", "error").text
     lv.kind = "thin-pool"
     assert not [f for f in machine.examine(THIN, role="controller") if f.subject == "pool thin" and f.level == "error"]
-    lvm = [call for call in machine.answers.calls if call[0] == "lvm"]
+    lvm = [call for call in machine.answers.calls if call[0] == "lvm" and call[1] != "lvmconfig"]
     assert lvm
     assert all('"a|^/dev/sda$|","r|.*|"' in call[2] for call in lvm), "LVM sees only our disks"
 

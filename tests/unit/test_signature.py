@@ -11,7 +11,7 @@ import pytest
 
 from csi import signature
 from csi.errors import Unavailable
-from csi.signature import look, probe
+from csi.signature import holds_data, look, probe
 from tests.unit.backends.rig import MIB
 
 
@@ -119,6 +119,16 @@ def test_superblock_whose_fields_make_no_sense_is_still_a_sign(image: Path) -> N
         file.seek(4)
         file.write(b"\xff\xff\xff\xff")
     assert look(image) == "xfs with a damaged superblock"
+
+
+def test_an_xfs_whose_mkfs_never_ended_holds_no_data(image: Path) -> None:
+    assert not holds_data(image)
+    subprocess.run(["mkfs.xfs", "-q", str(image)], check=True, capture_output=True)
+    assert holds_data(image)
+    unfinished = ["xfs_db", "-x", "-c", "sb 0", "-c", "write inprogress 1", str(image)]
+    subprocess.run(unfinished, check=True, capture_output=True)
+    assert look(image) == "xfs"
+    assert not holds_data(image)
 
 
 def test_unreadable_missing_empty(tmp_path: Path) -> None:

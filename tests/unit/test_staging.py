@@ -108,6 +108,22 @@ def test_a_filesystem_is_remembered_if_its_maker_was_killed_right_then(machine: 
     machine.unstage()
 
 
+def test_an_xfs_whose_mkfs_was_killed_on_a_node_that_is_lost_is_made_on_the_next(machine: Machine) -> None:
+    xfs = Capability(AccessMode.SINGLE_NODE_WRITER, fs_type="xfs")
+    machine.volume = machine.create("x", 320 * MIB)
+    machine.volume_id = machine.volume.volume_id
+    machine.context(xfs)
+    device = str(machine.volume.device)
+    subprocess.run(["mkfs.xfs", "-q", device], check=True)
+    unfinished = ["xfs_db", "-x", "-c", "sb 0", "-c", "write inprogress 1", device]
+    subprocess.run(unfinished, check=True, capture_output=True)
+    machine.volumes.tend(soon())
+    machine.volumes.unpublish(machine.volume_id, node_id="", deadline=soon())
+    machine.stage(xfs)
+    machine.unstage()
+    assert machine.context(xfs)["may_format"] == "false"
+
+
 def test_no_permission_no_mkfs(machine: Machine) -> None:
     with pytest.raises(DataLoss, match="held data"):
         machine.stage(may_format="false")

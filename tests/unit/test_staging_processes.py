@@ -20,8 +20,8 @@ from tests.unit.snode import soon
 pytestmark = pytest.mark.root  # device nodes
 
 VOLUME = "v-" + "a" * 26
-#: What attaching takes: record, login, scan, and a rescan, which asks the disk for its size now.
-ATTACH = ["iscsiadm", "iscsiadm", "tee", "tee"]
+#: What attaching takes: record, login, scan. Where it is attached already: a rescan, which asks the disk for its size.
+ATTACH = ["iscsiadm", "iscsiadm", "tee"]
 ATTACHED = ["tee"]
 
 

@@ -10,9 +10,9 @@ import pytest
 import structlog
 
 from csi.deadline import Deadline
-from csi.errors import DataLoss, InUse, Invalid, Unavailable
+from csi.errors import DataLoss, InUse, Invalid, NotFound, Unavailable
 from csi.model import AccessMode, Capability
-from tests.leftovers import all_below
+from tests.leftovers import all_below, loops_below
 from tests.unit.machine import BLOCK, Machine, machine_in_use
 from tests.unit.snode import MIB, soon
 
@@ -28,9 +28,14 @@ def machine() -> Iterator[Machine]:
 @pytest.mark.parametrize("records", ["kept", "lost"])
 def test_a_filesystem_that_was_shut_down_is_taken_away(machine: Machine, records: str) -> None:
     machine.volume_id = machine.create("x", 320 * MIB).volume_id
+    with pytest.raises(NotFound, match="neither attached here nor staged"):
+        machine.staging.complaints(machine.volume_id)
     machine.stage(XFS)
     machine.publish(XFS)
+    assert machine.staging.complaints(machine.volume_id) == []
     subprocess.run(["xfs_io", "-x", "-c", "shutdown", machine.staging_path], check=True)
+    (complaint,) = machine.staging.complaints(machine.volume_id)
+    assert (complaint.reason, str(machine.staging_path) in complaint.message) == ("FilesystemStopped", True)
     with pytest.raises(OSError, match="Input/output error"):
         machine.target.stat()
     for path in (machine.target, machine.staging_path):
@@ -140,6 +145,15 @@ def test_what_a_lost_record_told_of_is_not_swept_once_the_orchestrator_asked(mac
     machine.staging.tend(soon())
     machine.publish(BLOCK)
     machine.unpublish()
+    machine.unstage()
+
+
+def test_a_staged_volume_whose_device_is_gone_is_told(machine: Machine) -> None:
+    machine.stage(BLOCK)
+    (loop,) = loops_below(machine.folder)
+    subprocess.run(["losetup", "--detach", f"/dev/{loop}"], check=True)
+    (complaint,) = machine.staging.complaints(machine.volume_id)
+    assert (complaint.reason, machine.volume_id in complaint.message) == ("DeviceGone", True)
     machine.unstage()
 
 

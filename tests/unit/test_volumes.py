@@ -75,6 +75,11 @@ def test_sizes_that_can_not_be_had_are_out_of_range(snode: Snode, required: int,
     assert snode.files() == set()
 
 
+def test_a_limit_alone_gets_the_largest_size_within_it(snode: Snode) -> None:
+    assert snode.create("a", size_bytes=0, limit_bytes=MIB + MIB // 2).size_bytes == MIB
+    assert snode.create("b", size_bytes=0, limit_bytes=MIB).size_bytes == MIB
+
+
 def test_a_pool_that_is_too_small_says_so_and_keeps_nothing(snode: Snode) -> None:
     with pytest.raises(NoSpace, match="pool files"):
         snode.create(size_bytes=1 << 50)
@@ -526,7 +531,7 @@ def test_a_key_that_nothing_can_be_sealed_to_leaves_no_publication(snode: Snode)
 
 def test_commands_of_one_life_on_lvm(tmp_path: Path, tgtd: FakeTgtd) -> None:
     """CreateVolume is one LVM command; publish and unpublish start no process at all."""
-    snode = Snode(tmp_path / "snode", tgtd, lvm=True)
+    snode = Snode(tmp_path / "snode", tgtd, kind="lvm")
     snode.create("warm")  # the first one reads the volume group once
     assert snode.lvm is not None
 

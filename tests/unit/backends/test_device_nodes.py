@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from csi.backends.device_nodes import DeviceNodes
+from csi.backends.device_nodes import DeviceNodes, Node
 from csi.errors import Unavailable
 
 
@@ -26,3 +26,10 @@ def test_absent_and_wrong_nodes(tmp_path: Path) -> None:
     (tmp_path / "vg" / "file").touch()
     with pytest.raises(Unavailable, match="not a block device"):
         nodes.look("vg", "file")
+
+
+def test_in_doubt_a_device_counts_as_used(tmp_path: Path) -> None:
+    """Whether device-mapper is there or not: it has no device of this uuid. The lab asks it of a real one."""
+    node = Node(path=tmp_path / "lv", size_bytes=1, dm_uuid="LVM-none")
+    assert not DeviceNodes().is_unused(node)
+    assert not DeviceNodes(dev=tmp_path).is_unused(node)

@@ -129,6 +129,17 @@ def test_create_leaves_a_foreign_volume_of_its_name_alone(rig: Rig) -> None:
     assert rig.backend.list_volumes(soon()) == []
 
 
+def test_a_name_that_another_pool_of_the_group_gave_up_is_free(rig: Rig) -> None:
+    fast, slow = rig.backend, rig.start(pool="slow")
+    rig.backend = fast
+    volume = rig.create()
+    slow.list_volumes(soon())  # it remembers what it sees
+    rig.delete()
+    parameters = {"pool": "slow"}
+    again = slow.create(volume.volume_id, name="one", size_bytes=MIB, parameters=parameters, deadline=soon())
+    assert (again.volume_id, again.pool) == (volume.volume_id, "slow")
+
+
 def test_create_never_touches_a_volume_that_appeared_meanwhile(rig: Rig) -> None:
     """Another process made it after our report; its data must not be taken for leftovers."""
     rig.backend.round_size(1)
@@ -379,7 +390,8 @@ def test_a_device_that_hangs_does_not_hold_the_pool(rig: Rig, monkeypatch: pytes
         with locked.hold(soon(1)):
             return True
 
-    monkeypatch.setattr(lvm, "look", look)
+    monkeypatch.setattr(lvm, "glance", look)
+    monkeypatch.setattr(lvm, "holds_data", lambda path: bool(look(path)))
     volume = rig.create()
     rig.backend.open_for_export(other, soon())
     assert looks == [volume.device, other.device]

@@ -24,6 +24,12 @@ def disks(*sizes: int) -> dict[str, int]:
         (Thick("raid1"), (50, 50), 49),
         (Thick("raid1"), (60, 20, 40), 59),
         (Thick("raid1", mirrors=2), (50, 50, 50), 49),
+        # As measured with LVM 2.03, which takes from the fullest disks first and so leaves one that is of no use then.
+        (Thick("raid1"), (50, 50, 50), 49),
+        (Thick("raid1"), (10, 6, 3, 3), 9),
+        (Thick("striped"), (10, 6, 3, 3), 20),
+        (Thick("raid5"), (7, 6, 5, 4), 10),
+        (Thick("raid5"), (12, 4, 4, 4), 6),
         (Thick("raid5"), (50, 50, 50), 98),
         (Thick("raid5", stripes=3), (50, 50, 50, 50), 147),
         (Thick("raid6"), (50, 50, 50, 50, 50), 147),

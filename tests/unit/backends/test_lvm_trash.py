@@ -11,6 +11,7 @@ from csi.backends import lvm_trash, wipe
 from csi.backends.lvm_thick import Thick
 from csi.errors import DataLoss, DriverError
 from csi.model import Volume, volume_id_of
+from csi.run import Boundary
 from tests.fakes.crash import Crash, CrashAt
 from tests.unit.backends.rig import MIB, Rig, soon
 
@@ -85,9 +86,9 @@ def test_a_wipe_goes_on_where_it_was(rig: Rig, monkeypatch: pytest.MonkeyPatch) 
     starts: list[int] = []
     real = wipe.wipe_step
 
-    def spy(path: Path, *, start: int, size_bytes: int, seconds: float) -> int:
+    def spy(path: Path, *, start: int, size_bytes: int, seconds: float, boundary: Boundary) -> int:
         starts.append(start)
-        return real(path, start=start, size_bytes=size_bytes, seconds=0.0)
+        return real(path, start=start, size_bytes=size_bytes, seconds=0.0, boundary=boundary)
 
     monkeypatch.setattr(lvm_trash, "wipe_step", spy)
     full_of_data(rig, size_bytes=30 * MIB)
@@ -121,7 +122,7 @@ def test_zeros_go_to_the_right_device_only(rig: Rig) -> None:
 
 
 def test_a_disk_that_does_not_keep_zeros_keeps_its_volume(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    def lie(path: Path, *, start: int, size_bytes: int, seconds: float) -> int:
+    def lie(path: Path, *, start: int, size_bytes: int, seconds: float, boundary: Boundary) -> int:
         return size_bytes
 
     monkeypatch.setattr(lvm_trash, "wipe_step", lie)
@@ -174,12 +175,12 @@ def fall_out_while_wiping(mirror: Rig, monkeypatch: pytest.MonkeyPatch, *, disk_
     """The leg fails after the health was looked at, before the last zero."""
     real = wipe.wipe_step
 
-    def wipe_step(path: Path, *, start: int, size_bytes: int, seconds: float) -> int:
+    def wipe_step(path: Path, *, start: int, size_bytes: int, seconds: float, boundary: Boundary) -> int:
         mirror.lvm.drop_leg(path.name)
         if disk_too:
             mirror.lvm.gone.add("/dev/sdb")
         monkeypatch.setattr(lvm_trash, "wipe_step", real)
-        return real(path, start=start, size_bytes=size_bytes, seconds=seconds)
+        return real(path, start=start, size_bytes=size_bytes, seconds=seconds, boundary=boundary)
 
     full_of_data(mirror)
     mirror.delete()
@@ -225,9 +226,9 @@ def test_a_note_of_all_zeros_does_not_outlive_a_lost_leg(mirror: Rig, monkeypatc
     starts: list[int] = []
     real = wipe.wipe_step
 
-    def spy(path: Path, *, start: int, size_bytes: int, seconds: float) -> int:
+    def spy(path: Path, *, start: int, size_bytes: int, seconds: float, boundary: Boundary) -> int:
         starts.append(start)
-        return real(path, start=start, size_bytes=size_bytes, seconds=seconds)
+        return real(path, start=start, size_bytes=size_bytes, seconds=seconds, boundary=boundary)
 
     monkeypatch.setattr(lvm_trash, "wipe_step", spy)
     mirror.settle()
@@ -286,10 +287,10 @@ def test_a_step_that_hangs_holds_up_neither_marks_nor_requests_nor_the_end_of_ot
     go_on = threading.Event()
     real = wipe.wipe_step
 
-    def wipe_step(path: Path, *, start: int, size_bytes: int, seconds: float) -> int:
+    def wipe_step(path: Path, *, start: int, size_bytes: int, seconds: float, boundary: Boundary) -> int:
         if path.name == stuck:
             assert go_on.wait(30)
-        return real(path, start=start, size_bytes=size_bytes, seconds=seconds)
+        return real(path, start=start, size_bytes=size_bytes, seconds=seconds, boundary=boundary)
 
     monkeypatch.setattr(lvm_trash, "wipe_step", wipe_step)
     volume = rig.create("c")

@@ -1,5 +1,7 @@
 import os
+import socket
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -56,4 +58,17 @@ def test_held_while_mounted(device: Path, tmp_path: Path) -> None:
 def test_device_that_is_no_scsi_disk_has_no_identity(device: Path, tmp_path: Path) -> None:
     for path in (device, tmp_path / "gone", Path(os.devnull)):
         with pytest.raises(Unavailable, match="does not say what it is"):
+            KernelBlockDevices().names(path)
+
+
+def test_disk_that_can_not_be_opened_yet_is_asked_again(tmp_path: Path) -> None:
+    """What the kernel answers for a disk that it is about to show, a socket answers too: ENXIO."""
+    path = tmp_path / "sda"
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(os.fspath(path))
+        with pytest.raises(Unavailable, match="No such device or address"):
+            KernelBlockDevices().names(path)
+        (tmp_path / "there").touch()
+        threading.Timer(0.2, lambda: (tmp_path / "there").rename(path)).start()
+        with pytest.raises(Unavailable, match="Inappropriate ioctl"):
             KernelBlockDevices().names(path)

@@ -28,7 +28,7 @@ def test_connect_gives_the_verified_device_and_a_private_record(node: FakeIscsi,
         "node.session.scan = manual",
         "node.conn[0].startup = manual",
         "node.session.timeo.replacement_timeout = 120",
-        "node.conn[0].timeo.login_timeout = 10",
+        "node.conn[0].timeo.login_timeout = 5",
         "node.session.initial_login_retry_max = 3",
         "node.session.nr_sessions = 1",
         "node.session.auth.authmethod = CHAP",
@@ -146,6 +146,14 @@ def test_silent_portal_is_told_before_any_login(node: FakeIscsi) -> None:
     with pytest.raises(Unavailable, match="does not answer"):
         node.connector().connect(attachment, Deadline.after(1.5))
     assert node.runner.calls == [] and node.leftovers() == []
+
+
+@pytest.mark.parametrize(("seconds", "tries"), [(60, 3), (14, 2), (9, 1), (2, 1)])
+def test_iscsid_tries_no_longer_than_the_request_lasts(node: FakeIscsi, seconds: int, tries: int) -> None:
+    """It goes on whether anybody waits or not; what is kept back is for telling the caller."""
+    node.connector().connect(node.publish(V), Deadline.after(seconds))
+    (record,) = node.database.glob("nodes/*/*/default")
+    assert f"node.session.initial_login_retry_max = {tries}\n" in record.read_text()
 
 
 def test_second_portal_is_used_when_the_first_is_silent(node: FakeIscsi, deadline: Deadline) -> None:

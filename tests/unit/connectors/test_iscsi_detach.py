@@ -24,7 +24,7 @@ def test_used_session_of_an_older_generation_stops_the_new_one(node: FakeIscsi, 
     connector = node.connector()
     device = connector.connect(node.publish(V), deadline)
     node.mount(device.path, device.major_minor, "/var/lib/x\\040y")
-    with pytest.raises(InUse, match=r"older attachment.*mounted on /var/lib/x y"):
+    with pytest.raises(InUse, match=r"older attachment.*unpublished and unstaged first.*mounted on /var/lib/x y"):
         connector.connect(node.publish(V, generation=NEW), deadline)
     assert len(node.sessions) == 1
 
@@ -97,6 +97,27 @@ def test_blocked_disk_is_not_touched_before_the_kernel_gives_it_up(node: FakeIsc
     node.set_state("LOGGED_IN", "running")
     connector.disconnect(V, Deadline.after(5))
     assert node.leftovers() == []
+
+
+def test_a_lost_session_is_a_complaint(node: FakeIscsi, deadline: Deadline) -> None:
+    connector = node.connector()
+    assert connector.complaints(V) == []
+    attachment = node.publish(V)
+    connector.connect(attachment, deadline)
+    assert connector.complaints(V) == []
+    before = len(node.runner.calls)
+    for session_state, disk_state, reason, words in (
+        ("FAILED", "blocked", "SessionLost", "I/O waits"),
+        ("FREE", "transport-offline", "SessionGivenUp", "stage it again"),
+    ):
+        node.set_state(session_state, disk_state)
+        (complaint,) = connector.complaints(V)
+        assert complaint.reason == reason
+        for word in (V, attachment.paths[0].target, words):
+            assert word in complaint.message
+    node.set_state("LOGGED_IN", "running")
+    assert connector.complaints(V) == []
+    assert len(node.runner.calls) == before
 
 
 def test_dead_session_of_this_generation_is_replaced(node: FakeIscsi) -> None:

@@ -31,7 +31,7 @@ def program(tmp_path: Path) -> tuple[str, ...]:
 @pytest.fixture
 def records(tmp_path: Path, program: tuple[str, ...]) -> NodeRecords:
     iscsiadm = Iscsiadm(SubprocessRunner(), program=program, limit_seconds=30)
-    settings = node_settings(replacement_seconds=77, login_seconds=9, login_retries=2)
+    settings = node_settings(replacement_seconds=77, login_seconds=9, digests=True)
     return NodeRecords(iscsiadm, settings=settings, folders=[tmp_path / "none", tmp_path / "etc"])
 
 
@@ -45,7 +45,7 @@ def show(program: tuple[str, ...], portal: Portal) -> dict[str, str]:
 def test_iscsiadm_reads_what_was_written(
     records: NodeRecords, program: tuple[str, ...], tmp_path: Path, deadline: Deadline, portal: Portal
 ) -> None:
-    records.write(TARGET, portal, chap=CHAP, deadline=deadline)
+    records.write(TARGET, portal, chap=CHAP, login_tries=2, deadline=deadline)
     shown = show(program, portal)
     wanted = {
         "node.name": TARGET,
@@ -57,6 +57,8 @@ def test_iscsiadm_reads_what_was_written(
         "node.session.timeo.replacement_timeout": "77",
         "node.session.initial_login_retry_max": "2",
         "node.conn[0].timeo.login_timeout": "9",
+        "node.conn[0].iscsi.HeaderDigest": "CRC32C",
+        "node.conn[0].iscsi.DataDigest": "CRC32C",
         "node.session.auth.authmethod": "CHAP",
         "node.session.auth.username": CHAP.user,
         "node.session.auth.password": CHAP.secret,

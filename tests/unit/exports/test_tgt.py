@@ -70,11 +70,19 @@ def test_rule_comes_last_and_account_before_it(fake_daemon: FakeDaemon, export: 
         *["account-bind"] * 2,
         "device-new",
         "device-update",
-        *["target-update"] * 2,
+        *["target-update"] * 4,
         "target-bind",
     ]
     assert fake_daemon.fake.calls[-2:] == ["target-bind", "target-show"]
     assert fake_daemon.fake.calls[-3] == "target-show"  # read back before anybody may come in
+
+
+def test_a_node_may_demand_checksums(fake_daemon: FakeDaemon, export: TgtExport, make: Make) -> None:
+    publication = make()
+    export.ensure(publication, soon())
+    target = fake_daemon.fake.by_name(publication.target)
+    assert target is not None
+    assert target.login_keys == {"HeaderDigest": "CRC32C", "DataDigest": "CRC32C"}
 
 
 def test_a_step_without_effect_is_found_before_the_rule(

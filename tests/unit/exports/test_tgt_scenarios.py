@@ -170,6 +170,36 @@ def test_restart_of_tgtd_is_made_good_by_reconcile(daemon: Daemon, make: Make) -
     assert parse_system_state(TgtClient(daemon.socket).show_system(soon())) == "ready"
 
 
+def test_a_restart_of_tgtd_is_told_until_it_is_made_good(daemon: Daemon, make: Make) -> None:
+    export, publication = build_export(daemon), make()
+    assert not export.restarted()
+    export.ensure(publication, soon())
+    export.reconcile(lambda: [publication], soon())
+    assert not export.restarted()
+    daemon.restart()
+    assert export.restarted() and export.restarted()
+    export.reconcile(lambda: [publication], soon())
+    assert not export.restarted()
+    daemon.stop()
+    assert not export.restarted(), "what is not there is not to be looked at ever more often"
+
+
+def test_many_targets_are_restored_side_by_side(daemon: Daemon, make: Make) -> None:
+    export, publications = build_export(daemon), [make() for _ in range(40)]
+    export.reconcile(lambda: publications, soon())
+    sessions = [daemon.login(publication) for publication in publications[::10]]
+    assert all(session.alive() for session in sessions)
+    daemon.restart()
+    lost = replace(publications[7], device=publications[7].device.with_name("none"))
+    wanted = [*publications[:7], lost, *publications[8:]]
+    with pytest.raises(Unavailable, match="is not there"):
+        export.reconcile(lambda: wanted, soon())
+    for publication in (publications[0], publications[39]):
+        assert daemon.login(publication).naa() == scsi_id_of(publication.volume_id)
+    export.reconcile(lambda: publications, soon())
+    assert daemon.login(publications[7]).alive()
+
+
 def test_ensure_alone_makes_good_a_restart(daemon: Daemon, make: Make) -> None:
     export, publication = build_export(daemon), make()
     export.ensure(publication, soon())

@@ -1,6 +1,8 @@
 """What an orchestrator knows: what it asked for, and what was acknowledged. Everything else may or may not be so."""
 
-from dataclasses import dataclass, field
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from csi.model import volume_id_of
@@ -53,6 +55,8 @@ class Known:
     targets: set[tuple[int, Path]] = field(default_factory=set)
     shown: dict[tuple[int, Path], bool] = field(default_factory=dict)  # acknowledged publishes: whether as block
     used: bool = False  # it may hold something that has no signature: a raw device, or a damaged filesystem
+    damaged: bool = False  # what was on it is gone, and what is left of it may look like anything
+    raw: bool = False  # what was written to it was written to the device itself
 
     @property
     def volume_id(self) -> str:
@@ -70,8 +74,41 @@ class Known:
 
     def gone(self) -> None:
         """It was deleted, for sure."""
-        self.exists, self.size_bytes, self.life, self.written, self.used = False, 0, self.life + 1, 0, False
+        self.exists, self.size_bytes, self.life, self.written = False, 0, self.life + 1, 0
+        self.used = self.damaged = self.raw = False
         self.acknowledged = []
+
+    def copy(self) -> "Known":
+        """What is known now, for `blur`."""
+        return copy.deepcopy(self)
+
+    def blur(self, before: "Known", calls: "Sequence[Call]", paths: "Sequence[tuple[int, Path]]") -> None:
+        """Several calls were made at once since `before`: nobody knows in which order they took effect.
+
+        paths: those that the calls named, with their nodes.
+        """
+        if any(call.kind in ("create", "delete") for call in calls) or self.exists != before.exists:
+            self.exists = None
+        asked = {
+            call.node: Published(call.way, call.readonly or call.way in ("reader", "readers"))
+            for call in calls
+            if call.kind == "publish"
+        }
+        ended = any(call.kind == "unpublish" for call in calls)
+        for node in before.published.keys() | self.published.keys() | asked.keys():
+            now = self.published.get(node) or before.published.get(node) or asked[node]
+            sure = now.sure and node in self.published and not ended and len(calls) == 1
+            self.published[node] = replace(now, sure=sure)
+        self.staged |= before.staged
+        self.targets |= before.targets
+        for call, path in zip(calls, paths, strict=True):
+            if call.kind == "stage":
+                self.staged.add(path)
+            elif call.kind == "node publish":
+                self.targets.add(path)
+        if len(calls) > 1:
+            self.shown = {path: block for path, block in self.shown.items() if before.shown.get(path) == block}
+        self.used = self.used or (before.used and self.life == before.life)
 
 
 @dataclass(frozen=True)
@@ -86,3 +123,56 @@ class Call:
     place: int = 0  # which of the paths; 2 is the path of another volume
     readonly: bool = False
     odd: bool = False  # the capability of `way` even if it was published in another; an earlier context; all nodes
+
+
+#: What happens beside the requests: ends and starts of services and machines, background work, slow disks, damage.
+KINDS = (
+    "tend",
+    "tend node",
+    "restart controller",
+    "restart node",
+    "tgtd stops",
+    "tgtd starts",
+    "tgtd restarts",
+    "iscsid restarts",
+    "reboot",
+    "power off",
+    "power on",
+    "snode reboots",
+    "cut off",
+    "back again",
+    "connections break",
+    "slow disk",
+    "disk answers",
+    "damage",
+)
+#: Those that may come between two steps of a request. A kill of its own service is another kind of trouble.
+MEANWHILE = tuple(
+    kind for kind in KINDS if kind not in ("restart controller", "restart node", "power off", "reboot", "snode reboots")
+)
+
+
+#: What is done on a CNODE, of the requests and events.
+ON_NODE = frozenset(
+    {"stage", "unstage", "node publish", "node unpublish", "stats", "health", "node expand", "info", "tend node"}
+)
+
+
+@dataclass(frozen=True)
+class Event:
+    """One of KINDS, at a node or a volume where that matters."""
+
+    kind: str
+    node: int = 0
+    volume: int = 0
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """What comes in the middle of a request: its service is killed, tgtd or a command fails, or something else."""
+
+    kind: str
+    percent: int  # how far the request is then
+    how: str = ""
+    after: bool = False
+    meanwhile: Call | Event | None = None

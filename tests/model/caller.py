@@ -1,22 +1,26 @@
 """What calls to the SNODE and to CNODEs have in common."""
 
+import time
 from pathlib import Path
 
 from google.protobuf.message import Message
 from grpc import StatusCode as Code
 
 from tests.model.book import NAMES, Call, Known
-from tests.model.cnode import Cnode
 from tests.model.codes import ALLOWED
-from tests.model.world import Reply, World
+from tests.model.ground import Ground, Node, Reply
 
 
 class Caller:
     """What the orchestrator knows of each volume, and how it reaches the services."""
 
-    def __init__(self, world: World) -> None:
-        self.world = world
+    def __init__(self, ground: Ground) -> None:
+        self.ground = ground
         self.volumes = [Known(name) for name in NAMES]
+        self.alone = True  # no other request takes effect at the same time, in an order that nobody knows
+        self.insist = False  # the orchestrator repeats its calls until they succeed
+        self._began = time.monotonic()
+        self.trail: list[str] = []  # every call and its answer, for the reader of a failure
         self.refused_by_hand = False  # a fault was injected that the driver can't foresee: INTERNAL is right then
 
     def staging_path(self, call: Call) -> Path:
@@ -27,14 +31,24 @@ class Caller:
         """The target path of a call."""
         return self._path(call, "target")
 
-    def call(self, request: Message, node: Cnode | None = None) -> Reply:
+    def call(self, request: Message, node: Node | None = None, *, sure: bool = False) -> Reply:
         """Make a call; its status is one that CSI allows there."""
-        reply = self.world.call(request, node=node)
+        began = time.monotonic()
+        reply = self.ground.call(request, node, sure=sure, insist=sure and self.insist)
         name = type(request).__name__.removesuffix("Request")
+        where = "" if node is None else f" on {node.name}"
+        about = getattr(request, "volume_id", "") or getattr(request, "name", "")
+        how = "" if sure else " (disturbed)"
+        self.note(f"{name} {about}{where}{how}: {reply.code.name} {reply.details[:200]}", began)
         by_hand = self.refused_by_hand and reply.code is Code.INTERNAL and "defect" not in reply.details
-        defects = "\n".join(self.world.tracebacks)
-        assert by_hand or reply.code in ALLOWED[name], f"{name}: {reply.code.name}: {reply.details}\n{defects}"
+        if not by_hand and reply.code not in ALLOWED[name]:
+            raise AssertionError("\n".join([f"{name}: {reply.code.name}: {reply.details}", *self.ground.defects()]))
         return reply
+
+    def note(self, text: str, began: float = 0.0) -> None:
+        """Add to the trail, with the time, and how long it took."""
+        took = f" ({time.monotonic() - began:.1f} s)" if began else ""
+        self.trail.append(f"{time.monotonic() - self._began:6.1f} {text}{took}")
 
     def expect(self, reply: Reply, code: Code) -> None:
         """The answer was known beforehand."""
@@ -47,13 +61,9 @@ class Caller:
 
     def _path(self, call: Call, kind: str) -> Path:
         index = (call.volume + 1) % len(self.volumes) if call.place == 2 else call.volume
-        return self.world.nodes[call.node].root / kind / f"{NAMES[index]}{call.place % 2}"
+        return self.ground.nodes[call.node].root / kind / f"{NAMES[index]}{call.place % 2}"
 
-    def shows(self, known: Known, node: Cnode, path: Path) -> None:
+    def shows(self, known: Known, node: Node, path: Path) -> None:
         """What is mounted at a path is this volume."""
-        backing = node.backing(path)
-        assert backing is not None and backing.stem == known.volume_id, f"{backing} at {path}, not {known.name}"
-
-    def in_flight(self) -> bool:
-        """Whether any command of any node is still at work in tgtd."""
-        return any(session.in_flight for target in self.world.tgtd.targets.values() for session in target.sessions)
+        found = node.volume_at(path)
+        assert found == known.volume_id, f"{found or 'no volume'} at {path}, not {known.name}"

@@ -1,37 +1,39 @@
 """What must hold at every moment between two requests, and what must be left in the end: nothing."""
 
-from csi.model import VOLUME_ID
-from tests.model.book import Call, Known
-from tests.model.events import Event, Events
-from tests.model.images import Image
+import time
+from pathlib import Path
+
+from tests.model.book import Call, Event, Known
+from tests.model.events import Events
+from tests.model.ground import Seen
 from tests.model.orchestrator import Orchestrator
 
 
 class Checks:
-    """The invariants, over what the orchestrator knows and what the world shows."""
+    """The invariants, over what the orchestrator knows and what the ground shows."""
 
     def __init__(self, orchestrator: Orchestrator, events: Events) -> None:
         self._orchestrator = orchestrator
         self._events = events
-        self._world = orchestrator.world
+        self._ground = orchestrator.ground
 
     def always(self) -> None:
         """Between any two steps of the model."""
-        world = self._world
-        world.look()
-        with world.tgtd.guard:
-            world.check_writers()
-        assert not world.violations, world.violations
-        assert not world.tgtd.unexpected, world.tgtd.unexpected
-        for known in self._orchestrator.volumes:
-            self._volume(known)
-        for index in range(len(world.nodes)):
-            self._node(index)
+        began = time.monotonic()
+        end = began + self._ground.patience
+        while problems := self._problems():
+            if time.monotonic() >= end:
+                raise AssertionError("\n".join(problems))
+            time.sleep(0.3)
+        self._orchestrator.note("all holds", began)
 
     def end(self) -> None:
         """Undo everything as an orchestrator would, and see that nothing is left."""
         self.quiet()
         orchestrator = self._orchestrator
+        for known in orchestrator.volumes:
+            if known.acknowledged and self._ground.records(known.volume_id) is None:
+                self.shows_all(known)
         for _ in range(2):  # what was refused for another volume at the same path goes the second time
             for known in orchestrator.volumes:
                 self._detach(known)
@@ -43,57 +45,72 @@ class Checks:
                 assert reply is not None and reply.ok, reply
         self.quiet()
         self.always()
-        self.nothing_left()
+        left = self._ground.nothing_left()
+        assert not left, left
 
     def quiet(self) -> None:
-        """End all faults, and give the background its turns."""
+        """End all faults, and give the background its turns. From here on the orchestrator insists."""
         self._orchestrator.refused_by_hand = False
-        self._world.tgtd.forgive()
-        for kind in ("disk answers", "tgtd starts", "restart controller"):
-            self._events.happen(Event(kind))
-        for index in range(len(self._world.nodes)):
-            for kind in ("power on", "back again", "restart node"):
-                self._events.happen(Event(kind, index))
+        self._orchestrator.insist = True
+        for index in range(len(self._ground.nodes)):
+            self._events.happen(Event("power on", index))
+        self._ground.heal()
         self._events.happen(Event("tend"), sure=True)
-        for index in range(len(self._world.nodes)):
+        for index in range(len(self._ground.nodes)):
             self._events.happen(Event("tend node", index), sure=True)
 
     def usable(self, known: Known, index: int) -> None:
         """From whatever state: detach everywhere, attach on one node, write and read."""
         orchestrator, at = self._orchestrator, self._orchestrator.volumes.index(known)
-        self.quiet()
+        try:
+            self.quiet()
+            path = self._attach(known, index, "ext4")
+            if path is not None:
+                node = self._ground.nodes[index]
+                record = known.next_record()
+                assert node.write(path, record), f"{known.name} takes no write at {path}"
+                known.acknowledged.append(record)
+                self.complete(known, node.read(path))
+        finally:
+            orchestrator.insist = False
+        assert orchestrator.volumes[at] is known
+
+    def shows_all(self, known: Known) -> None:
+        """What was acknowledged is there on a node that did not write it last."""
+        last = max(known.shown, default=(0, None))[0]
+        index = (last + 1) % len(self._ground.nodes)
+        path = self._attach(known, index, "block" if known.raw else "ext4")
+        if path is not None:
+            self.complete(known, self._ground.nodes[index].read(path))
+
+    def complete(self, known: Known, records: list[str] | None) -> None:
+        """Every acknowledged record is there, and none that is not this volume's."""
+        if records is None:
+            return
+        foreign = [record for record in records if not known.owns(record)]
+        assert not foreign, f"{known.name} holds records of others: {foreign}"
+        lost = [record for record in known.acknowledged if record not in records]
+        assert not lost, f"{known.name} lost {lost}, has {records}"
+
+    # -- parts ---------------------------------------------------------------------------------------------------
+
+    def _attach(self, known: Known, index: int, way: str) -> Path | None:
+        """Detach a volume from everywhere, and bring it to a node; None where that may be refused for good."""
+        orchestrator, at = self._orchestrator, self._orchestrator.volumes.index(known)
         for other in orchestrator.volumes:
             if other is known or any(path.name[0] == known.name for _, path in other.targets | other.staged):
                 self._detach(other)
         for kind in ("unpublish", "create", "get"):
             orchestrator.do(Call(kind, at, odd=kind == "unpublish"), sure=True)
         if not known.exists:
-            return
+            return None
         for kind in ("publish", "stage", "node publish"):
-            reply = orchestrator.do(Call(kind, at, index), sure=True)
+            reply = orchestrator.do(Call(kind, at, index, way), sure=True)
             assert reply is not None
             if not reply.ok:
                 assert kind == "stage" and self._may_fail(known, reply.details), f"{kind}: {reply}"
-                return
-        path = orchestrator.target_path(Call("", at, index))
-        record = known.next_record()
-        assert self._world.nodes[index].write(path, record)
-        known.acknowledged.append(record)
-        assert self._world.nodes[index].read(path) == Image(self._world.images()[known.volume_id]).records
-
-    def nothing_left(self) -> None:
-        """Nothing is left of any volume, anywhere."""
-        world = self._world
-        assert (world.images(), world.strays(), world.publications.all()) == ({}, [], [])
-        assert (world.tgtd.targets, world.tgtd.accounts) == ({}, {})
-        for node in world.nodes:
-            assert node.initiator.leftovers() == []
-            assert node.mounts.mount_points() == []
-            assert set(node.records.names()) <= {"key", "formatted"}
-            folder = node.root / "target"
-            assert not folder.exists() or list(folder.iterdir()) == []
-
-    # -- parts ---------------------------------------------------------------------------------------------------
+                return None
+        return orchestrator.target_path(Call("", at, index))
 
     def _detach(self, known: Known) -> None:
         for index, path in sorted(known.targets):
@@ -108,39 +125,43 @@ class Checks:
 
     def _may_fail(self, known: Known, details: str) -> bool:
         """Where a stage may be refused for good: no filesystem and no permission, another filesystem, too small."""
-        image = Image(self._world.images()[known.volume_id])
-        if image.signature not in ("", "ext4"):
+        signature = self._ground.signature(known.volume_id)
+        if signature not in ("", "ext4"):
             return "was asked for" in details
-        if image.signature:
+        if signature:
             return False
         return known.used or "too few" in details
 
-    def _volume(self, known: Known) -> None:
-        image = self._world.images().get(known.volume_id)
-        if known.exists is not None:
-            assert (image is not None) == known.exists, f"{known.name}: exists {known.exists}, image {image}"
-        if image is None:
-            assert not known.acknowledged or known.exists is not True
-            return
-        if known.exists:
-            assert image.stat().st_size >= known.size_bytes
-        records = Image(image).records
-        foreign = [record for record in records if not known.owns(record)]
-        assert not foreign, f"{known.name} holds records of others: {foreign}"
-        lost = [record for record in known.acknowledged if record not in records]
-        assert not lost, f"{known.name} lost {lost}, has {records}"
+    def _problems(self) -> list[str]:
+        seen = self._ground.look()
+        found = list(seen.problems)
+        for known in self._orchestrator.volumes:
+            found += self._volume(known, seen)
+        for index in seen.nodes:
+            found += self._node(index, seen)
+        return found
 
-    def _node(self, index: int) -> None:
-        node = self._world.nodes[index]
-        assert not node.mounts.formatted_over, f"made a filesystem over {node.mounts.formatted_over}"
-        staged = {path for known in self._orchestrator.volumes for at, path in known.staged if at == index}
-        targets = {path for known in self._orchestrator.volumes for at, path in known.targets if at == index}
-        stray = set(node.mounts.mount_points()) - staged - targets
-        assert not stray, f"mounts that nobody asked for: {stray}"
-        bare = [point for point in node.mounts.mount_points() if node.backing(point) is None]
-        assert not bare, f"disks were taken away under {bare}"
-        names = {known.volume_id for known in self._orchestrator.volumes if any(at == index for at, _ in known.staged)}
-        attached = {session.target.split(":")[-2] for session in node.initiator.sessions.values()}
-        assert attached <= names, f"sessions of volumes that are not staged: {attached - names}"
-        kept = {name for name in node.records.names() if VOLUME_ID.fullmatch(name)}
-        assert kept <= names, f"records of volumes that are not staged: {kept - names}"
+    def _volume(self, known: Known, seen: Seen) -> list[str]:
+        if seen.sizes is None:
+            return []
+        size_bytes = seen.sizes.get(known.volume_id)
+        if known.exists is not None and (size_bytes is not None) != known.exists:
+            return [f"{known.name}: exists {known.exists}, has {size_bytes} bytes"]
+        if size_bytes is None:
+            return []
+        if known.exists and size_bytes < known.size_bytes:
+            return [f"{known.name}: {size_bytes} bytes of {known.size_bytes}"]
+        self.complete(known, self._ground.records(known.volume_id))
+        return []
+
+    def _node(self, index: int, seen: Seen) -> list[str]:
+        node, volumes = seen.nodes[index], self._orchestrator.volumes
+        staged = {path for known in volumes for at, path in known.staged if at == index}
+        targets = {path for known in volumes for at, path in known.targets if at == index}
+        names = {known.volume_id for known in volumes if any(at == index for at, _ in known.staged)}
+        found = {
+            "mounts that nobody asked for": node.mount_points - staged - targets,
+            "sessions of volumes that are not staged": node.attached - names,
+            "records of volumes that are not staged": node.kept - names,
+        }
+        return [f"node {index}: {what}: {which}" for what, which in found.items() if which]

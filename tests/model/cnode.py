@@ -60,7 +60,7 @@ class Cnode:
         self.staging = Staging(
             [self.connector],
             filesystems=Filesystems(self.runner),
-            mounts=Mounts(self.runner, table=self.mounts.table),
+            mounts=Mounts(self.runner, table=self.mounts.table, boundary=self.steps),
             records=records,
             locks=VolumeLocks(self._state / "locks"),
             key=NodeKey.load(records),
@@ -123,6 +123,24 @@ class Cnode:
         """The file on the SNODE that is mounted at a path, dead or alive."""
         number = self._number_at(path)
         return self.initiator.backing(number) if number is not None else None
+
+    def volume_at(self, path: Path) -> str:
+        """The volume that is mounted at a path, dead or alive; "" for none."""
+        backing = self.backing(path)
+        return backing.stem if backing is not None else ""
+
+    def is_mounted(self, path: Path) -> bool:
+        """Whether anything is mounted at a path."""
+        return self.mounts.at(path) is not None
+
+    def exists(self, path: Path) -> bool:
+        """Whether there is anything at a path."""
+        return path.exists()
+
+    @property
+    def reaches_snode(self) -> bool:
+        """Whether the network to the SNODE works."""
+        return self.initiator.connected
 
     def is_block(self, path: Path) -> bool:
         """Whether a device node is published at a path."""

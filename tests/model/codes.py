@@ -25,6 +25,7 @@ ALLOWED: dict[str, frozenset[Code]] = {
     "NodePublishVolume": _ANY | {Code.NOT_FOUND, Code.ALREADY_EXISTS, Code.FAILED_PRECONDITION},
     "NodeUnpublishVolume": _ANY | {Code.NOT_FOUND, Code.FAILED_PRECONDITION},
     "NodeGetVolumeStats": _ANY | {Code.NOT_FOUND},
+    "NodeGetVolumeHealth": _ANY | {Code.NOT_FOUND},
     "NodeExpandVolume": _ANY | {Code.NOT_FOUND, Code.FAILED_PRECONDITION, Code.OUT_OF_RANGE, Code.DATA_LOSS},
     "NodeGetCapabilities": _ANY,
     "NodeGetInfo": _ANY,

@@ -8,7 +8,7 @@ from grpc import StatusCode as Code
 from csi.pb import csi_pb2 as pb
 from tests.model.book import CAPABILITIES, SHARED, UNSUPPORTED, Call, Known, Published
 from tests.model.caller import Caller
-from tests.model.world import Reply
+from tests.model.ground import Reply
 
 
 class ControllerCalls:
@@ -16,7 +16,7 @@ class ControllerCalls:
 
     def __init__(self, caller: Caller) -> None:
         self._caller = caller
-        self._world = caller.world
+        self._ground = caller.ground
         self._volumes = caller.volumes
         self.kinds: dict[str, Callable[[Call, bool], Reply | None]] = {
             "create": self._create,
@@ -34,35 +34,38 @@ class ControllerCalls:
     def _create(self, call: Call, sure: bool) -> Reply:
         known = self._volumes[call.volume]
         before, known.exists = known.exists, known.exists or None
-        size, limit = call.size, 2 * call.size if call.odd else 0
+        size, limit, pools = call.size, 2 * call.size if call.odd else 0, self._ground.pools
         reply = self._caller.call(
             pb.CreateVolumeRequest(
                 name=known.name,
                 capacity_range=pb.CapacityRange(required_bytes=size, limit_bytes=limit),
                 volume_capabilities=[CAPABILITIES[call.way]],
-                parameters={"pool": "none" if call.place == 2 else "files"},
-            )
+                parameters={"pool": "none" if call.place == 2 else pools[call.volume % len(pools)]},
+            ),
+            sure=sure,
         )
         wrong = call.way in UNSUPPORTED or call.place == 2
         if reply.ok:
             assert not wrong
             volume = reply.message.volume
             assert volume.volume_id == known.volume_id and volume.capacity_bytes >= size
-            assert not before or volume.capacity_bytes == known.size_bytes
+            assert not before or not self._caller.alone or volume.capacity_bytes == known.size_bytes
             known.exists, known.size_bytes = True, volume.capacity_bytes
-        elif before is False and (wrong or reply.code in (Code.INVALID_ARGUMENT, Code.ABORTED)):
+        elif before is False and (wrong or reply.code in (Code.INVALID_ARGUMENT, Code.ABORTED, Code.OUT_OF_RANGE)):
             known.exists = False
         if sure and before is not None:
             fits = before is False or size <= known.size_bytes <= (limit or known.size_bytes)
-            self._caller.expect(reply, Code.INVALID_ARGUMENT if wrong else Code.OK if fits else Code.ALREADY_EXISTS)
+            odd = bool(limit) and self._rounded(size) > limit
+            usual = Code.OUT_OF_RANGE if odd else Code.OK if fits else Code.ALREADY_EXISTS
+            self._caller.expect(reply, Code.INVALID_ARGUMENT if wrong else usual)
         return reply
 
     def _delete(self, call: Call, sure: bool) -> Reply:
         known = self._volumes[call.volume]
         before, known.exists = known.exists, None if known.exists is not False else False
         kept, known.acknowledged = known.acknowledged, []
-        reply = self._caller.call(pb.DeleteVolumeRequest(volume_id=known.volume_id))
-        held = any(published.sure for published in known.published.values())
+        reply = self._caller.call(pb.DeleteVolumeRequest(volume_id=known.volume_id), sure=sure)
+        held = any(published.sure for published in list(known.published.values()))
         if reply.ok:
             known.gone()
             assert not held or not sure, "a published volume was deleted"
@@ -74,9 +77,9 @@ class ControllerCalls:
 
     def _publish(self, call: Call, sure: bool) -> Reply:
         known = self._volumes[call.volume]
-        node = self._world.nodes[call.node]
+        node = self._ground.nodes[call.node]
         standing = known.published.get(call.node)
-        others = [published for index, published in known.published.items() if index != call.node]
+        others = [published for index, published in list(known.published.items()) if index != call.node]
         wish = Published(call.way, call.readonly or call.way in ("reader", "readers"))
         if standing is None:
             known.published[call.node] = wish
@@ -87,13 +90,14 @@ class ControllerCalls:
                 node_id=node.node_id,
                 volume_capability=CAPABILITIES[call.way],
                 readonly=call.readonly,
-            )
+            ),
+            sure=sure,
         )
         if reply.ok:
             for other in others:
                 shared = call.way in SHARED and other.way == call.way
                 assert shared or not other.sure, f"published as {call.way} beside another node's {other.way}"
-            assert self._world.tgtd_up
+            assert self._ground.exporting
             wish.sure = True
             known.published[call.node] = wish
             context = dict(reply.message.publish_context)
@@ -104,7 +108,7 @@ class ControllerCalls:
             Code.NOT_FOUND, Code.INVALID_ARGUMENT, Code.FAILED_PRECONDITION, Code.ABORTED
         ):  # fmt: skip
             known.published.pop(call.node, None)
-        if sure and known.exists is not None and self._world.tgtd_up and not self._caller.in_flight():
+        if sure and known.exists is not None and self._ground.exporting and not self._ground.in_flight():
             self._expect_publish(known, call, standing, others, wish, reply)
         return reply
 
@@ -130,18 +134,19 @@ class ControllerCalls:
 
     def _unpublish(self, call: Call, sure: bool) -> Reply:
         known = self._volumes[call.volume]
-        nodes = [index for index in range(len(self._world.nodes)) if call.odd or index == call.node]
+        nodes = [index for index in range(len(self._ground.nodes)) if call.odd or index == call.node]
         for index in nodes:
             if index in known.published:
                 known.published[index].sure = False
-        node_id = "" if call.odd else self._world.nodes[call.node].node_id
-        reply = self._caller.call(pb.ControllerUnpublishVolumeRequest(volume_id=known.volume_id, node_id=node_id))
+        node_id = "" if call.odd else self._ground.nodes[call.node].node_id
+        request = pb.ControllerUnpublishVolumeRequest(volume_id=known.volume_id, node_id=node_id)
+        reply = self._caller.call(request, sure=sure)
         if reply.ok:
             for index in nodes:
                 known.published.pop(index, None)
-                left = self._world.sessions_of(known.volume_id, self._world.nodes[index])
+                left = self._ground.sessions_of(known.volume_id, self._ground.nodes[index]) if self._caller.alone else 0
                 assert not left, f"node {index} still has {left} sessions for {known.name} after its fence"
-        if sure and self._world.tgtd_up and not self._caller.in_flight():
+        if sure and self._ground.exporting and not self._ground.in_flight():
             self._caller.expect(reply, Code.OK)
         return reply
 
@@ -153,20 +158,22 @@ class ControllerCalls:
             capacity_range=pb.CapacityRange(required_bytes=call.size, limit_bytes=call.size if call.odd else 0),
         )
         try:
-            reply = self._caller.call(request)
+            reply = self._caller.call(request, sure=sure)
         finally:
-            self._learn(known)
-        assert not reply.ok or reply.message.capacity_bytes >= max(call.size, known.size_bytes)
-        if sure and known.exists is not None and self._world.tgtd_up and not self._caller.in_flight():
-            shrink = call.odd and call.size < before
+            if self._caller.alone:
+                self._learn(known)
+        grown = max(call.size, known.size_bytes if self._caller.alone else 0)
+        assert not reply.ok or reply.message.capacity_bytes >= grown
+        if sure and known.exists is not None and self._ground.exporting and not self._ground.in_flight():
+            limit = max(before, self._rounded(call.size) if call.size > before else 0)
+            shrink = call.odd and call.size < limit
             self._caller.expect(reply, Code.NOT_FOUND if not known.exists else Code.OUT_OF_RANGE if shrink else Code.OK)
         return reply
 
     def _learn(self, known: Known) -> None:
         """The size after a growth that may have gone wrong."""
-        image = self._world.images().get(known.volume_id)
-        if known.exists and image is not None:
-            size_bytes = image.stat().st_size
+        size_bytes = self._ground.sizes().get(known.volume_id)
+        if known.exists and size_bytes is not None:
             assert size_bytes >= known.size_bytes
             known.size_bytes = size_bytes
 
@@ -175,7 +182,7 @@ class ControllerCalls:
         found: dict[str, Any] = {}
         token = ""
         for _ in range(len(self._volumes) + 1):
-            reply = self._caller.call(pb.ListVolumesRequest(max_entries=page, starting_token=token))
+            reply = self._caller.call(pb.ListVolumesRequest(max_entries=page, starting_token=token), sure=sure)
             if not reply.ok:
                 return reply
             found |= {entry.volume.volume_id: entry for entry in reply.message.entries}
@@ -192,13 +199,13 @@ class ControllerCalls:
                 if listed:
                     nodes = set(found[known.volume_id].status.published_node_ids)
                     for index, published in known.published.items():
-                        assert not published.sure or self._world.nodes[index].node_id in nodes
-            assert found.keys() == self._world.images().keys()
+                        assert not published.sure or self._ground.nodes[index].node_id in nodes
+            assert found.keys() == self._ground.sizes().keys()
         return reply
 
     def _get(self, call: Call, sure: bool) -> Reply:
         known = self._volumes[call.volume]
-        reply = self._caller.call(pb.ControllerGetVolumeRequest(volume_id=known.volume_id))
+        reply = self._caller.call(pb.ControllerGetVolumeRequest(volume_id=known.volume_id), sure=sure)
         if sure and known.exists is not None:
             self._caller.expect(reply, Code.OK if known.exists else Code.NOT_FOUND)
         if sure and known.exists:
@@ -210,7 +217,8 @@ class ControllerCalls:
         reply = self._caller.call(
             pb.ValidateVolumeCapabilitiesRequest(
                 volume_id=known.volume_id, volume_capabilities=[CAPABILITIES[call.way]]
-            )
+            ),
+            sure=sure,
         )
         if sure and known.exists is not None:
             self._caller.expect(reply, Code.OK if known.exists else Code.NOT_FOUND)
@@ -219,13 +227,21 @@ class ControllerCalls:
         return reply
 
     def _capacity(self, call: Call, sure: bool) -> Reply:
-        reply = self._caller.call(pb.GetCapacityRequest(volume_capabilities=[CAPABILITIES[call.way]]))
+        reply = self._caller.call(pb.GetCapacityRequest(volume_capabilities=[CAPABILITIES[call.way]]), sure=sure)
         if sure:
             self._caller.expect(reply, Code.OK)
         return reply
 
     def _probe(self, call: Call, sure: bool) -> Reply:
-        return self._caller.call(pb.ProbeRequest())
+        for request in (
+            pb.GetPluginInfoRequest(), pb.GetPluginCapabilitiesRequest(), pb.ControllerGetCapabilitiesRequest()
+        ):  # fmt: skip
+            assert self._caller.call(request, sure=sure).ok or not sure
+        return self._caller.call(pb.ProbeRequest(), sure=sure)
+
+    def _rounded(self, size_bytes: int) -> int:
+        unit = self._ground.unit_bytes
+        return -(-size_bytes // unit) * unit
 
 
 def _says(context: dict[str, str]) -> dict[str, str]:

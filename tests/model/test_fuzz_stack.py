@@ -13,7 +13,8 @@ from csi.pb import csi_pb2 as pb
 from csi.services.node import Node
 from tests.model.book import MIB, NAMES
 from tests.model.codes import ALLOWED
-from tests.model.world import Reply, World
+from tests.model.ground import Reply
+from tests.model.world import World
 from tests.rpc import test_fuzz
 from tests.rpc.service import block, mount
 from tests.rpc.use_cases import NODE_ID

@@ -11,7 +11,6 @@ import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 from unittest import mock
@@ -38,24 +37,11 @@ from csi.volumes import Pool, Volumes
 from tests.fakes.runner import FakeRunner
 from tests.fakes.tgt import FakeTgtd
 from tests.model.cnode import Cnode
+from tests.model.ground import Reply
 from tests.model.patience import Patience, Steps
 
 SECONDS = 20.0
 _MEMORY = Path("/dev/shm")  # thousands of small files that stand for sysfs and records
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What a call ended with."""
-
-    message: Any
-    code: grpc.StatusCode
-    details: str
-
-    @property
-    def ok(self) -> bool:
-        """Whether it succeeded."""
-        return self.code is grpc.StatusCode.OK
 
 
 class _Aborted(Exception):

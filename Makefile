@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo lab test soak lint proto clean packages-driver packages-test go
+.PHONY: help demo lab test model soak bench lint proto clean packages-driver packages-test go
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -17,8 +17,14 @@ lab: packages-test $(VENV)/installed-dev  ## boot one SNODE and two CNODEs with 
 test: packages-test $(VENV)/installed-dev go  ## everything that must hold: lint, types, unit, rpc, csi-sanity (as root)
 	$(BIN)/python -m pytest
 
+model: packages-test $(VENV)/installed-dev  ## random requests and faults on real kernels, new ones each time, for SNODE_MODEL_SECONDS (180)
+	SNODE_MODEL_SECONDS=$${SNODE_MODEL_SECONDS:-180} $(BIN)/python -m pytest tests/lab/test_model.py
+
 soak: packages-test $(VENV)/installed-dev  ## the longer runs: every step a moment of death, every kind of pool, on real kernels
 	$(BIN)/python -m pytest -m soak
+
+bench: packages-test $(VENV)/installed-dev  ## measure the driver beside the hand, and write docs/benchmarks.md (as root, on a quiet machine)
+	@$(BIN)/python -m tests.bench
 
 lint: $(VENV)/installed-dev  ## only style, types and imports
 	$(BIN)/python -m pytest tests/test_style.py

@@ -21,7 +21,7 @@ STAGING = "/var/lib/kubelet/staging"
 TARGET = "/var/lib/kubelet/pods/one"
 
 _CONTROLLER = """
-log_level = "debug"
+log_level = "{log_level}"
 
 [controller]
 portals = ["{portal}"]
@@ -32,7 +32,7 @@ type = "lvm"
 vg = "vg0"
 """
 _NODE = """
-log_level = "debug"
+log_level = "{log_level}"
 
 [node]
 target_roots = ["/var/lib/kubelet"]
@@ -76,14 +76,16 @@ class Cluster:
         legs: int = 0,
         node: str = "",
         prepare: Callable[[Guest], None] = lambda _snode: None,
+        pool_size: str = "4G",
+        log_level: str = "debug",
     ) -> None:
         """prepare: called with the SNODE before its driver starts, to make thin pools and the like."""
         self.lab = lab
-        snode = roles.add_snode(lab, legs=legs)
-        self.snode = Machine(snode, "controller", _CONTROLLER.format(portal=roles.portal(snode)) + pools)
-        self.cnodes = [
-            Machine(roles.add_cnode(lab, f"cnode{n + 1}"), "node", _NODE.format(node=node)) for n in range(cnodes)
-        ]
+        snode = roles.add_snode(lab, pool=pool_size, legs=legs)
+        controller = _CONTROLLER.format(log_level=log_level, portal=roles.portal(snode)) + pools
+        self.snode = Machine(snode, "controller", controller)
+        node = _NODE.format(log_level=log_level, node=node)
+        self.cnodes = [Machine(roles.add_cnode(lab, f"cnode{n + 1}"), "node", node) for n in range(cnodes)]
         lab.boot_all()
         self._prepare = prepare
         lab.each([machine.guest for machine in self.machines], self._start_guest)
@@ -106,11 +108,11 @@ class Cluster:
         """Heal the network, boot what has no power, and start every daemon and driver that does not run."""
         for machine in self.machines:
             guest = machine.guest
+            guest.heal()
             if not guest.alive:
                 self.boot(machine)
                 continue
             guest.resume()
-            guest.heal()
             guest.delay()
             if machine.daemon is None or machine.daemon.rc is not None:
                 machine.daemon = roles.start_tgtd(guest) if machine is self.snode else roles.start_iscsid(guest)
@@ -125,8 +127,13 @@ class Cluster:
             return
         roles.serve_tcp(guest, machine.driver.socket, _RPC_PORT)
         guest.sh(["touch", "/run/relay.ready"])
-        # The driver is killed and started again: a broken connection is tried again at once.
-        options = [("grpc.initial_reconnect_backoff_ms", 50), ("grpc.max_reconnect_backoff_ms", 200)]
+        # The driver is killed and started again: a broken connection is tried again at once, and that of a guest which
+        # lost its power is not used again.
+        options = [
+            ("grpc.initial_reconnect_backoff_ms", 50),
+            ("grpc.max_reconnect_backoff_ms", 200),
+            ("grpc.use_local_subchannel_pool", 1),
+        ]
         channel = grpc.insecure_channel(f"unix:{self.lab.forward(guest.ip, _RPC_PORT)}", options=options)
         machine.stubs = {
             "controller": rpc.ControllerStub(channel),
@@ -213,10 +220,18 @@ class Cluster:
 
     def leave(self, volume_id: str, cnode: Machine, *, timeout: float = 120) -> None:
         """Unmount and unstage."""
+        self.unmount(volume_id, cnode, timeout=timeout)
+        self.unstage(volume_id, cnode, timeout=timeout)
+
+    def unmount(self, volume_id: str, cnode: Machine, *, timeout: float = 120) -> None:
+        """NodeUnpublishVolume."""
         request = pb.NodeUnpublishVolumeRequest(volume_id=volume_id, target_path=f"{TARGET}/{volume_id}")
         self._call(cnode, "node", "NodeUnpublishVolume", request, timeout=timeout)
-        unstage = pb.NodeUnstageVolumeRequest(volume_id=volume_id, staging_target_path=f"{STAGING}/{volume_id}")
-        self._call(cnode, "node", "NodeUnstageVolume", unstage, timeout=timeout)
+
+    def unstage(self, volume_id: str, cnode: Machine, *, timeout: float = 120) -> None:
+        """NodeUnstageVolume."""
+        request = pb.NodeUnstageVolumeRequest(volume_id=volume_id, staging_target_path=f"{STAGING}/{volume_id}")
+        self._call(cnode, "node", "NodeUnstageVolume", request, timeout=timeout)
 
     def detach(self, volume_id: str, cnode: Machine) -> None:
         """Unmount, unstage, unpublish."""

@@ -56,6 +56,10 @@ class Network:
         """Puts a port back on the bridge."""
         self._ip(f"link set {name} master {BRIDGE}")
 
+    def isolate(self, name: str, on: bool = True) -> None:
+        """Keeps a port apart from other isolated ones. It still reaches the rest, and the host's end."""
+        self._ip(f"link set {name} type bridge_slave isolated {'on' if on else 'off'}")
+
     def close(self) -> None:
         """Lets go of the network; it vanishes with the last process inside."""
         os.close(self._fd)

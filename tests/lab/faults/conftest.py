@@ -1,6 +1,6 @@
 """One cluster for the tests of a module, whole again before each of them, and nothing left behind after any."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 import pytest
@@ -25,16 +25,21 @@ _FAILED = pytest.StashKey[bool]()
 
 
 class Keeper:
-    """Boots the cluster when it is first asked for, and anew after a test that failed or left something."""
+    """Boots the cluster when it is first asked for, and anew after a test that failed or left something.
 
-    def __init__(self) -> None:
+    A module that needs other pools has a fixture `keeper` of its own.
+    """
+
+    def __init__(self, *, pools: str = POOLS, prepare: Callable[[Guest], None] | None = None) -> None:
+        self._pools = pools
+        self._prepare = prepare or add_thin_pool
         self._stack = ExitStack()
         self._cluster: Cluster | None = None
 
     def get(self) -> Cluster:
         if self._cluster is None:
             lab = self._stack.enter_context(Lab())
-            self._cluster = Cluster(lab, pools=POOLS, legs=3, prepare=add_thin_pool)
+            self._cluster = Cluster(lab, pools=self._pools, legs=3, prepare=self._prepare)
         return self._cluster
 
     def drop(self) -> None:

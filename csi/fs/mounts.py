@@ -96,6 +96,10 @@ class Mounts:
         layers = self.at(target)
         if not layers:
             self._undo_strays(before, lambda mount: self._is_on(mount, number), deadline)
+            if self._number_of(device) != number:  # mount(8) says of it what it says of a damaged filesystem
+                raise Unavailable(
+                    f"{device}: went away while it was mounted; see the connection to the SNODE, then repeat"
+                )
             raise _mount_failed(device, target, flags, result)
         self._check_mounted(layers[-1], device, number, fs_type, readonly)
 

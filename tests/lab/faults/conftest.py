@@ -53,7 +53,7 @@ def add_thin_pool(snode: Guest) -> None:
         roles.add_thin_pool(snode)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def keeper() -> Iterator[Keeper]:
     made = Keeper()
     yield made

@@ -29,11 +29,12 @@ def restart_driver(cluster: Cluster) -> None:
 def doctor(cluster: Cluster, subject: str) -> list[str]:
     """What `snode doctor` finds wrong with something. Asked again if it had no time: the host may be busy."""
     argv = [str(PROJECT / ".venv/bin/python"), "-m", "csi", "doctor", "--role=controller", "--json"]
-    line = f"cd {PROJECT} && {' '.join(argv)} --config=/etc/snode/snode.toml 2>/dev/null; true"
+    line = f"cd {PROJECT} && {' '.join(argv)} --config=/etc/snode/snode.toml 2>/run/doctor.err; true"
     for _ in range(5):
         text = cluster.snode.guest.sh(line, 120)
         if "no time left" not in text:
             break
+    assert text, f"snode doctor says nothing but {cluster.snode.guest.read('/run/doctor.err')}"
     return [
         f"{finding['text']} -> {finding['repair']}"
         for finding in json.loads(text)

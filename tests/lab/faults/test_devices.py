@@ -52,6 +52,7 @@ def test_what_was_never_synced_is_on_the_other_node(cluster: Cluster) -> None:
     cluster.delete(volume_id)
 
 
+@pytest.mark.soak
 def test_what_a_container_left_in_the_cache_of_a_raw_disk_is_on_the_other_node(cluster: Cluster) -> None:
     first, second = cluster.cnodes
     volume_id = cluster.create()

@@ -151,6 +151,7 @@ def test_a_full_thin_pool_says_so_at_the_write(cluster: Cluster, say: Say, when_
     remove_small(cluster, {one: first, old: second, big: second})
 
 
+@pytest.mark.soak
 def test_full_metadata_of_a_thin_pool_are_told_before_and_cost_no_record(cluster: Cluster, say: Say) -> None:
     snode, cnode, pool = cluster.snode.guest, cluster.cnodes[0], {"pool": "small"}
     snode.sh("lvcreate -qy --type thin-pool -L 128m -c 64k --poolmetadatasize 4m -n small vg0")
@@ -218,6 +219,7 @@ def until(done: Callable[[], bool], what: str, timeout: float = 40) -> None:
 # -- flushes -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.soak
 def test_every_flush_of_a_node_reaches_the_disk_of_the_snode(cluster: Cluster, say: Say) -> None:
     snode, cnode = cluster.snode.guest, cluster.cnodes[0].guest
     volume_id = cluster.create()

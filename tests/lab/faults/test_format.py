@@ -19,6 +19,7 @@ from tests.lab.oracle import Oracle
 
 from .mkfs import Mkfs
 
+_SOAK = pytest.mark.soak
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
 
 Code = grpc.StatusCode
@@ -130,6 +131,7 @@ def test_a_disk_that_vanishes_while_it_is_staged_is_never_formatted(cluster: Clu
     cluster.delete(volume_id)
 
 
+@pytest.mark.soak
 def test_a_snode_that_falls_silent_after_the_login_costs_no_data(cluster: Cluster, say: Say) -> None:
     cnode, guest = cluster.cnodes[0], cluster.cnodes[0].guest
     mkfs = Mkfs(guest)
@@ -167,7 +169,9 @@ _MOMENTS: Mapping[str, tuple[float | str, ...]] = {
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("fs_type", ["ext4", "btrfs", pytest.param("xfs", marks=pytest.mark.soak)])
+@pytest.mark.parametrize(
+    "fs_type", ["ext4", *(pytest.param(other, marks=pytest.mark.soak) for other in ("btrfs", "xfs"))]
+)
 def test_a_volume_whose_mkfs_was_killed_is_staged_by_the_next_try(cluster: Cluster, say: Say, fs_type: str) -> None:
     first, second = cluster.cnodes
     mkfs = Mkfs(first.guest)
@@ -266,6 +270,7 @@ def test_a_cnode_that_is_lost_during_mkfs(cluster: Cluster, say: Say, fs_type: s
 # -- a destroyed superblock ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.soak
 def test_a_destroyed_superblock_is_for_a_human_to_decide(cluster: Cluster, say: Say) -> None:
     first, second = cluster.cnodes
     nodes = [Mkfs(cnode.guest) for cnode in cluster.cnodes]

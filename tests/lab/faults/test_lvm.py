@@ -85,6 +85,7 @@ def test_a_volume_group_in_a_volume_is_the_guests_alone(cluster: Cluster) -> Non
 # -- metadata ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.soak
 def test_volumes_are_refused_before_the_metadata_of_the_group_are_full(cluster: Cluster, say: Say) -> None:
     snode, cnode, group = cluster.snode.guest, cluster.cnodes[0], legs.SMALL_GROUP
     pool = {"pool": "crowded"}
@@ -118,6 +119,7 @@ def test_volumes_are_refused_before_the_metadata_of_the_group_are_full(cluster: 
 # -- a command that dies -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("rounds", [4, pytest.param(200, marks=[pytest.mark.soak, pytest.mark.timeout(1800)])])
 def test_lvcreate_is_killed_at_any_moment(cluster: Cluster, say: Say, rounds: int) -> None:
     snode = cluster.snode.guest
@@ -221,6 +223,7 @@ def test_the_next_tenant_reads_zeros_though_the_wipe_was_killed(cluster: Cluster
     say(f"the wipe was killed with {left} of {before} lines of the old data left; the next tenant has none")
 
 
+@pytest.mark.soak
 def test_the_next_tenant_of_a_thin_pool_reads_zeros_around_its_writes(cluster: Cluster) -> None:
     snode, cnode = cluster.snode.guest, cluster.cnodes[0]
     size, pool = 32 * MIB, {"pool": "thin"}

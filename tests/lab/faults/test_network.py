@@ -134,6 +134,7 @@ class Written:
         self._cluster.delete(self.volume_id)
 
 
+@pytest.mark.soak
 def test_a_cut_is_survived_up_to_replacement_timeout_and_no_longer(cluster: Cluster, say: Say) -> None:
     with setting(cluster, cluster.cnodes[1], "[node]\n", "[node]\nreplacement_timeout = 2\n"):
         patient, hasty = (Written(cluster, cnode) for cnode in cluster.cnodes)

@@ -113,6 +113,7 @@ def test_sizes_that_can_not_be_had_are_out_of_range_and_others_are_rounded_up(cl
         cluster.delete(volume.volume_id)
 
 
+@pytest.mark.soak
 def test_expand_to_the_same_a_smaller_and_twice_the_same_size(cluster: Cluster) -> None:
     volume_id = create(cluster, required=4 * EXTENT).volume_id
     for required, limit in ((4 * EXTENT, 0), (4 * EXTENT, 4 * EXTENT), (3 * EXTENT, 0), (1, 0), (0, 5 * EXTENT)):
@@ -134,6 +135,7 @@ def test_expand_to_the_same_a_smaller_and_twice_the_same_size(cluster: Cluster) 
 _ROOM = 8
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("pool", ["thick", "thin", pytest.param("mirror", marks=_SOAK)])
 def test_the_last_free_extent_can_be_had_and_the_one_after_it_can_not(cluster: Cluster, pool: str) -> None:
     snode = cluster.snode.guest
@@ -279,6 +281,7 @@ def test_a_volume_in_use_is_not_deleted(cluster: Cluster, pool: str) -> None:
 # -- killed among many -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("pool", ["thin", pytest.param("mirror", marks=_SOAK)])
 def test_a_kill_among_many_creations_leaves_no_orphan(cluster: Cluster, say: Say, pool: str) -> None:
     names = [f"v{number}" for number in range(12)]

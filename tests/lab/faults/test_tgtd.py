@@ -54,6 +54,7 @@ def test_a_filesystem_goes_on_after_tgtd_was_killed(cluster: Cluster, say: Say) 
     cluster.delete(volume_id)
 
 
+@pytest.mark.soak
 def test_sessions_come_back_after_their_new_connections_were_dropped(cluster: Cluster, say: Say) -> None:
     """As they are while targets are restored. iscsid alone stops for ever at one that is dropped at a bad moment.
 
@@ -92,6 +93,7 @@ def _refusals(cnode: Machine) -> int:
     return cnode.daemon.out.count("retcode -107")
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("many", [40, pytest.param(200, marks=pytest.mark.soak)])
 def test_logins_during_a_long_restoration_come_late_and_are_never_refused(
     cluster: Cluster, say: Say, many: int

@@ -92,6 +92,7 @@ def test_neither_another_node_nor_one_without_the_secret_gets_in(cluster: Cluste
     cluster.delete(volume_id)
 
 
+@pytest.mark.soak
 def test_no_login_without_chap_while_volumes_come_and_go(cluster: Cluster, say: Say) -> None:
     cnode, guest = cluster.cnodes[0], cluster.snode.guest
     volume_id = cluster.create()

@@ -83,16 +83,17 @@ def test_a_disk_that_can_not_be_read_is_never_formatted(cluster: Cluster, say: S
     oracle, context = written(cluster, volume_id, cnode)
     assert len(mkfs.calls()) == 1
     disk = Disk(cluster.snode.guest, volume_id)
-    mib, last = MIB // 512, 96 * MIB // 512
-    # The start alone; where blkid looks, but not the very first sectors; all; one bad place at the end.
+    mib = MIB // 512
+    # The start alone; where blkid looks, but not the very first sectors; all. (One bad place elsewhere harms nobody:
+    # what is there is seen, and may be used.)
     details: list[str] = []
-    for first, sectors in ((0, 8), (8, mib), (0, 0), (last - 8, 8)):
+    for first, sectors in ((0, 8), (8, mib), (0, 0)):
         with disk.without_reads(first, sectors):
             error = refused(lambda: cluster.stage(volume_id, cnode, context, timeout=30))
         assert error is not None
         assert (error.code(), len(mkfs.calls())) == (Code.UNAVAILABLE, 1), error.details()
         details.append(str(error.details()))
-        assert "can't be read at byte" in details[-1]
+        assert "can't be read" in details[-1]
     say(f"{len(details)} ways to be unreadable, such as: {details[0]}")
     cluster.stage(volume_id, cnode, context)
     oracle.judge(guest, f"{cluster.mount(volume_id, cnode)}/records")
@@ -118,6 +119,7 @@ def test_a_disk_that_vanishes_while_it_is_staged_is_never_formatted(cluster: Clu
         saboteur = guest.spawn(_DROP.format(delay=delay), name="saboteur")
         error = refused(lambda: cluster.stage(volume_id, cnode, context, timeout=20))
         outcomes.append("OK" if error is None else error.code().name)
+        assert outcomes[-1] != "DATA_LOSS", str(error.details()) if error else ""
         saboteur.wait(20)
         assert len(mkfs.calls()) == 1
         cluster.leave(volume_id, cnode)

@@ -14,6 +14,7 @@ from csi.errors import DataLoss, DriverError, InUse, OutOfRange, Unavailable
 from csi.fs import grow
 from csi.fs.flags import DEFAULT_FS, FS_TYPES, check_fs_type
 from csi.fs.look import Look, look_at
+from csi.fs.usage import device_number
 from csi.model import MIB
 from csi.run import Result, Runner, failed
 
@@ -141,7 +142,9 @@ def _fsck_failed(device: Path, result: Result) -> DriverError:
     if result.returncode & _FSCK_FAILED:
         if "in use" in said or "is mounted" in said:
             return InUse(f"{device}: not checked, since it is mounted or held ({words}); unmount it and repeat")
-        if "superblock" in said and "Input/output error" not in said:
+        # e2fsck blames the superblock too when the disk went away before it was opened.
+        unreadable = "Input/output error" in said or ("Invalid argument" in said and device_number(device) is None)
+        if "superblock" in said and not unreadable:
             return DataLoss(
                 f"{device}: its superblock is damaged ({words}). Nothing was written. Run `e2fsck -b 32768 {device}` "
                 "by hand (dumpe2fs -h says where copies are), or restore a copy; then repeat"

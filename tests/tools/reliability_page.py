@@ -11,10 +11,10 @@ _INTRODUCTION = """\
 Generated from `tests/reliability/*.toml` by `python -m tests.tools.reliability_page`; a test compares the two.
 
 How storage fails, what you see of it, and the test that proves it. Nearly all of these run on real kernels in the lab
-(`tests/lab/README.md`), with a real tgtd, iscsid and LVM. Each was also seen to fail without its defence:
-`python -m tests.tools.without_defence NUMBER` takes the defence out of a copy of the project and runs the test; without
-a number it does so for every row. Numbers are those of the team's list of faults; they have gaps because this page
-holds the ones that are proved.
+(`tests/lab/README.md`), with a real tgtd, iscsid and LVM; those that take long run in `make soak`, the others in
+`make test`. Each row names the lines that are its defence: `python -m tests.tools.without_defence NUMBER` takes them
+out of a copy of the project and runs the tests, which must fail then; without a number it does so for every row.
+Numbers are those of the team's list of faults; they have gaps because this page holds the ones that are proved.
 
 ## What is promised
 
@@ -26,7 +26,9 @@ holds the ones that are proved.
 - Every request may be repeated, and interrupted at any point.
 
 Not promised: service while the SNODE is down, data on disks that fail without RAID, and safety when two controllers
-drive one SNODE (the second one refuses to start where it can see the first).
+drive one SNODE (the second one refuses to start where it can see the first). The SNODE notes within about two seconds
+that a new volume holds data; a superblock that is destroyed before that, on a volume that then goes to another node, is
+not missed.
 
 ## Faults
 

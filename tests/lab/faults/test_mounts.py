@@ -285,7 +285,7 @@ def check_growth(cluster: Cluster, fs_type: str, cuts: Mapping[str, int]) -> Non
             cluster.stage(volume_id, cnode, context, how=how)
         blocks, block_bytes = map(int, cnode.guest.sh(f"stat -f -c '%b %S' {path}").split())
         # What the filesystem counts is less than the disk, by its own structures (XFS: a log of 64 MiB).
-        overhead = (72 if fs_type == "xfs" else 16) * MIB
+        overhead = (72 if fs_type == "xfs" else 24) * MIB
         assert size_bytes - overhead < blocks * block_bytes <= size_bytes, (again, step)
     assert cnode.guest.read(f"{path}/file") == "precious\n"
     cluster.detach(volume_id, cnode)

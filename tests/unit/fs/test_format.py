@@ -215,6 +215,8 @@ def test_a_device_mounted_in_another_namespace_is_never_checked(
         (8, "e2fsck: Device or resource busy; is in use.", InUse),
         (8, "Bad magic number in super-block ... superblock", DataLoss),
         (8, "e2fsck: No such file or directory", Unavailable),
+        # A disk that is removed while e2fsck opens it, as seen on a real kernel.
+        (8, "e2fsck: Invalid argument while trying to open /dev/x\nThe superblock could not be read", Unavailable),
         (12, "", DataLoss),
         (16, "Usage: e2fsck", CommandFailed),
         (32, "cancelled", Unavailable),

@@ -23,7 +23,6 @@ NOT_ADVERTISED = Counter(
         "GroupControllerService not supported": 6,
         "ControllerGetVolumeHealth not supported": 2,
         "ControllerListVolumeHealth not supported": 1,
-        "NodeGetVolumeHealth not supported": 2,
         "NodeGetStorageHealth not supported": 1,
     }
 )

@@ -26,6 +26,7 @@ class Attached:
         self._connectors = tuple(connectors)
         self._mounts = mounts
         self._records = records
+        self._asked: set[Path] = set()
 
     def find(self, volume_id: str) -> Device | None:
         """The device of a volume, or None when it is not attached."""
@@ -104,10 +105,15 @@ class Attached:
             return False
         if layers[-1].readonly and not asked.readonly:
             return True
+        if path in self._asked:
+            return False  # a filesystem that hangs keeps the one that asked it, and no others
+        self._asked.add(path)
         try:
             path.stat()
         except OSError:
             return True
+        finally:
+            self._asked.discard(path)
         return False
 
     def _is_dead(self, volume_id: str, path: Path, layer: Mount) -> bool:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 #: The longest request and the longest stream of an answer, in bytes.
 MOST_BYTES = 64 << 10
 _MOST_FDS = 8
-# Above every number that a caller's descriptors may have while they are put in place.
+# Where descriptors wait while they are put in place: above this and above every number that they are to get.
 _PARKED = 512
 _BLKFLSBUF = 0x1261
 
@@ -91,7 +91,8 @@ def answer(programs: Programs, argv: Sequence[str], text: str) -> dict[str, obje
 
 def place(received: Sequence[int], numbers: Sequence[int]) -> None:
     """Give descriptors their numbers."""
-    parked = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _PARKED) for fd in received]
+    free = max([_PARKED, *numbers]) + 1
+    parked = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, free) for fd in received]
     for fd in received:
         os.close(fd)
     for fd, number in zip(parked, numbers, strict=True):

@@ -161,6 +161,11 @@ class SubprocessRunner:
                 if killed:
                     _signal_group(resident.group, signal.SIGKILL)
                 return Result(tuple(argv), resident.end(), "", ""), killed
+            except BaseException:
+                # Nobody may go on while it may still be at work.
+                _signal_group(resident.group, signal.SIGKILL)
+                resident.end()
+                raise
         self._residents.give_back(resident)
         return result, killed
 

@@ -63,6 +63,9 @@ class Unstick:
     def _free(self, session: Session) -> None:
         try:
             with step(self._boundary, "stop-connection"):
+                # Asked again: while others were freed iscsid may have got this one back, and would not learn of a stop.
+                if session.logged_in or not _is_failed(session):
+                    return
                 self._stop(session.number)
         except Unavailable as error:
             if str(error) != self._trouble:  # once, not every round

@@ -92,7 +92,8 @@ def look(path: str) -> dict[str, str | int]:
             facts = _see(fd, path)
             # It may have been dead in between: only one that answers afterwards too counts. And all of its ends must be
             # readable before "nothing" is believed.
-            direct.check(end_bytes=BLOCK_BYTES if facts["signature"] else END_BYTES)
+            is_data = facts["signature"] and not facts["unfinished"]
+            direct.check(end_bytes=BLOCK_BYTES if is_data else END_BYTES)
         finally:
             direct.close()
     finally:

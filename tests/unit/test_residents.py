@@ -1,5 +1,6 @@
 """Helper programs in a process that stays: as if each were a process of its own, only sooner."""
 
+import fcntl
 import os
 import signal
 import sys
@@ -76,6 +77,22 @@ def test_descriptors_have_the_numbers_that_the_caller_knows(helpers: Helpers, tm
             result = helpers.run(text, *map(str, order), fds=order)
             assert result.stdout.split() == ["two", "one"][:: 1 if order is fds else -1], result.stderr
         assert helpers.run(count).stdout == before
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
+def test_descriptors_of_high_numbers_are_not_mixed_up(helpers: Helpers, tmp_path: Path) -> None:
+    fds: list[int] = []
+    for name in ("one", "two"):
+        (tmp_path / name).write_text(name)
+        with (tmp_path / name).open() as file:
+            fds.append(fcntl.fcntl(file.fileno(), fcntl.F_DUPFD_CLOEXEC, 513 + len(fds)))
+    try:
+        text = "import os, sys; print(*(os.pread(int(fd), 9, 0).decode() for fd in sys.argv[1:]))"
+        for order in (fds, fds[::-1]):
+            said = helpers.run(text, *map(str, fds), fds=order).stdout.strip()
+            assert said == "one two"
     finally:
         for fd in fds:
             os.close(fd)

@@ -11,6 +11,7 @@ from csi.errors import Unavailable
 from tests.fakes.iscsi import FakeIscsi
 
 V = "v-" + "a" * 26
+OTHER = "v-" + "b" * 26
 FOREIGN = "iqn.2001-04.com.example:disk"
 
 
@@ -67,6 +68,25 @@ def test_a_session_that_stays_lost_is_freed(
     set_connection(node, 1, "up")
     unstick.turn(deadline)
     assert kernel.stopped == [1, 1]
+
+
+def test_a_session_that_comes_back_while_others_are_freed_is_left_alone(
+    node: FakeIscsi, kernel: Kernel, deadline: Deadline
+) -> None:
+    """The kernel would stop its new connection, and iscsid would not be told."""
+    for volume_id in (V, OTHER):
+        node.connector().connect(node.publish(volume_id), deadline)
+
+    def stop(number: int) -> None:
+        kernel(number)
+        (other,) = {1, 2} - {number}
+        set_connection(node, other, "up")
+
+    unstick = Unstick(sysfs=node.sysfs, stop=stop)
+    lose(node)
+    for _ in range(2):
+        unstick.turn(deadline)
+    assert len(kernel.stopped) == 1
 
 
 def test_a_login_under_way_is_left_alone(node: FakeIscsi, kernel: Kernel, unstick: Unstick, deadline: Deadline) -> None:

@@ -5,7 +5,6 @@ What a process does not need is not imported: a service has to start within half
 
 import os
 import signal
-import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -51,11 +50,12 @@ class Driver:
 def serve(config: Config, *, roles: frozenset[str]) -> int:
     """Serve until SIGTERM or SIGINT. Returns the exit code. Raises DriverError when it can't start.
 
-    The handlers only set an event; everything else happens here, in the main thread.
+    The handlers only write to a pipe; everything else happens here, in the main thread. (Not a threading.Event: a
+    signal that comes while the main thread is about to wait for it finds its lock taken, by that same thread.)
     """
-    ending = threading.Event()
+    ending, end = os.pipe()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda _number, _frame: ending.set())
+        signal.signal(number, lambda _number, _frame: os.write(end, b"!"))
     log.set_up(level=config.log_level, json=config.log_format == "json")
     claim_state_folder(config.state_dir, roles)
     if "controller" in roles and any(pool.export == "tgt" for pool in config.pools.values()):
@@ -66,7 +66,7 @@ def serve(config: Config, *, roles: frozenset[str]) -> int:
     )
     server.start()  # sets the umask for a moment, so before there are other threads
     background = start_background(driver)
-    ending.wait()
+    os.read(ending, 1)
     log.get_logger("wire").info("stopping")
     background.stop(wait_seconds=0.0)
     clean = server.stop(end_children=driver.runner.end_read_only)

@@ -9,14 +9,13 @@ import os
 import socket
 import stat
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from csi.errors import Invalid, Unavailable
 from csi.log import get_logger
@@ -27,11 +26,28 @@ from csi.rpc.method import WORKERS, Calls
 GRACE_SECONDS = 25.0
 #: How long requests get to notice the stop flag after that.
 _LAST_SECONDS = 2.0
-#: How long the watchers of health may take to be told.
-_HEALTH_SECONDS = 1.0
 
 #: Adds one servicer to a server; the generated `add_…_to_server` functions with their servicer bound.
 Registration = Callable[[grpc.Server], None]
+
+
+class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # ships no types
+    """The standard health service, as probes use it: Check alone.
+
+    Watch is UNIMPLEMENTED, which the protocol allows. The library's own servicer has it, and can deadlock the whole
+    server when a watcher leaves at a bad moment (grpcio-health-checking 1.82: its lock is taken in both orders).
+    """
+
+    serving = False
+
+    def Check(
+        self, request: health_pb2.HealthCheckRequest, context: grpc.ServicerContext
+    ) -> health_pb2.HealthCheckResponse:
+        """SERVING from the start to the beginning of the end."""
+        if request.service:
+            context.abort(grpc.StatusCode.NOT_FOUND, f"no service {request.service[:100]!a}; ask for the whole server")
+        answer = health_pb2.HealthCheckResponse
+        return answer(status=answer.SERVING if self.serving else answer.NOT_SERVING)
 
 
 class Server:
@@ -57,12 +73,10 @@ class Server:
         pool = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="rpc")
         # Without so_reuseport=0 a second process could share a TCP port with us.
         self._server = grpc.server(pool, options=[("grpc.so_reuseport", 0)])
-        # Non-blocking: a Watch must not keep one of the workers for its whole life.
-        self._health = health.HealthServicer(experimental_non_blocking=True)
+        self._health = Health()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         for register in registrations:
             register(self._server)
-        self._health.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
 
     def start(self) -> None:
         """Bind and serve. Raises Unavailable when the endpoint can't be had, with the reason."""
@@ -71,7 +85,7 @@ class Server:
         else:
             self._bind_tcp()
         self._server.start()
-        self._health.set("", health_pb2.HealthCheckResponse.SERVING)
+        self._health.serving = True
         self._log.info("serving", endpoint=str(self._endpoint))
 
     def stop(self, *, grace_seconds: float = GRACE_SECONDS, end_children: Callable[[], None] = lambda: None) -> bool:
@@ -80,7 +94,7 @@ class Server:
         Returns False when a request is stuck all the same (a process in uninterruptible sleep): the caller then leaves
         with `os._exit`, since the interpreter's normal end would wait for that thread.
         """
-        self._tell_watchers()
+        self._health.serving = False
         self._server.stop(grace_seconds).wait()
         self._calls.stop.set()
         # Aborted requests run on in their threads; those that wait for a deadline see the flag now.
@@ -92,12 +106,6 @@ class Server:
             os.close(self._lock_fd)
             self._lock_fd = None
         return not stuck
-
-    def _tell_watchers(self) -> None:
-        """Health is NOT_SERVING from here on. Bounded: the library can deadlock with a watcher that leaves just now."""
-        telling = threading.Thread(target=self._health.enter_graceful_shutdown, name="health", daemon=True)
-        telling.start()
-        telling.join(_HEALTH_SECONDS)
 
     def _bind_tcp(self) -> None:
         assert self._tls is not None

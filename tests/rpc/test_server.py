@@ -258,15 +258,18 @@ def test_health_service_says_serving(endpoint: Endpoint) -> None:
         assert status == health_pb2.HealthCheckResponse.SERVING
 
 
-def test_watchers_of_health_hold_no_worker(endpoint: Endpoint) -> None:
+def test_health_is_of_the_whole_server_and_is_not_watched(endpoint: Endpoint) -> None:
     with running(endpoint), channel(endpoint) as opened:
         stub: Any = health_pb2_grpc.HealthStub(opened)
-        watches = [stub.Watch(health_pb2.HealthCheckRequest()) for _ in range(40)]
-        for watch in watches:
-            assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
-        list_volumes(endpoint)
-        for watch in watches:
-            watch.cancel()
+        cases: list[tuple[Callable[[], object], grpc.StatusCode]] = [
+            (lambda: stub.Check(health_pb2.HealthCheckRequest(service="x"), timeout=5), grpc.StatusCode.NOT_FOUND),
+            (lambda: next(stub.Watch(health_pb2.HealthCheckRequest(), timeout=5)), grpc.StatusCode.UNIMPLEMENTED),
+        ]
+        for call, code in cases:
+            with pytest.raises(grpc.RpcError) as caught:
+                call()
+            failure: Any = caught.value
+            assert failure.code() is code
 
 
 def test_a_deadline_of_the_client_reaches_the_use_case(endpoint: Endpoint) -> None:

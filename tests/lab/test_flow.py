@@ -42,7 +42,8 @@ def test_a_lost_cnode_costs_no_acknowledged_record(lab: Lab, say: Say) -> None:
     assert first.guest.run("iscsiadm -m session")[0] == 21
     oracle.judge(second.guest, f"{path}/records")
     cluster.detach(volume_id, second)
-    copy = cluster.snode.guest.spawn(f"exec sleep 600 < /dev/vg0/{volume_id}", name="copy")
+    copy = cluster.snode.guest.spawn(f"exec < /dev/vg0/{volume_id}; echo open; exec sleep 600", name="copy")
+    copy.wait_for("open")
     error = refused(lambda: cluster.delete(volume_id))
     assert error and "still open on this machine" in str(error.details()), "a copy under way is not cut off"
     copy.signal(9)

@@ -47,9 +47,11 @@ def heal(snode: Guest, number: int) -> None:
 
 def replace(snode: Guest, number: int) -> None:
     """An empty disk in its place, added to vg1."""
-    snode.sh(f"dd if=/dev/zero of={snode.disks[2 + number].device} bs=1M seek={_START >> 11} count=32 status=none")
+    snode.sh(
+        f"dd if=/dev/zero of={snode.disks[2 + number].device} bs=1M seek={_START >> 11} count=32 conv=fsync status=none"
+    )
     heal(snode, number)
-    snode.sh(f"pvcreate -ff -qy --metadatasize 16m /dev/mapper/leg{number} && vgextend -q vg1 /dev/mapper/leg{number}")
+    snode.sh(f"pvcreate -qy --metadatasize 16m /dev/mapper/leg{number} && vgextend -q vg1 /dev/mapper/leg{number}")
 
 
 @contextmanager

@@ -100,6 +100,7 @@ def stall(oracle: Oracle) -> Iterator[Callable[[], float]]:
 # -- a thin pool is full -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("when_full", ["error", pytest.param("queue", marks=pytest.mark.soak)])
 def test_a_full_thin_pool_says_so_at_the_write(cluster: Cluster, say: Say, when_full: str) -> None:
     snode, (first, second) = cluster.snode.guest, cluster.cnodes

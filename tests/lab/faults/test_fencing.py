@@ -234,6 +234,7 @@ def content(cluster: Cluster, volume_id: str) -> str:
     return cluster.snode.guest.sh(f"dd if={device} bs=1M iflag=direct status=none | sha256sum")
 
 
+@pytest.mark.soak
 def test_unpublish_needs_no_node(cluster: Cluster, say: Say) -> None:
     first = cluster.cnodes[0]
     volume_id = cluster.create()

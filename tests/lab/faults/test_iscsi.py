@@ -113,6 +113,7 @@ def record_of(records: Sequence[str], volume_id: str) -> str:
 # -- names -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.soak
 def test_two_machines_with_one_initiator_name_are_refused(cluster: Cluster) -> None:
     first, clone = cluster.cnodes
     one, two = cluster.create("one"), cluster.create("two")
@@ -163,6 +164,7 @@ def silent_controller(cluster: Cluster) -> Iterator[None]:
         cluster.start_driver(cluster.snode)
 
 
+@pytest.mark.soak
 def test_a_disk_that_comes_late_or_never(cluster: Cluster, say: Say) -> None:
     cnode = cluster.cnodes[0]
     volume_id = cluster.create()

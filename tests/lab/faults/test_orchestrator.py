@@ -211,6 +211,7 @@ _OTHER: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.soak
 def test_one_name_is_one_volume_and_another_wish_is_a_conflict(cluster: Cluster) -> None:
     cnode = cluster.cnodes[0]
     volume_id = create(cluster, required=4 * EXTENT, parameters={"pool": "thick"}).volume_id
@@ -244,6 +245,7 @@ def test_one_name_is_one_volume_and_another_wish_is_a_conflict(cluster: Cluster)
 # -- deleting --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("pool", ["thick", pytest.param("thin", marks=_SOAK)])
 def test_a_volume_in_use_is_not_deleted(cluster: Cluster, pool: str) -> None:
     cnode = cluster.cnodes[0]
@@ -414,6 +416,7 @@ def impatient_nodes(cluster: Cluster) -> Iterator[None]:
             list(pool.map(restart, cluster.cnodes, configs))
 
 
+@pytest.mark.soak
 def test_200_random_requests_at_once(cluster: Cluster, say: Say) -> None:
     with impatient_nodes(cluster):
         blow(cluster, say)

@@ -104,9 +104,10 @@ def ensure_vg(snode: Guest, name: str, devices: Sequence[str]) -> None:
     snode.sh(["vgcreate", "-q", name, *devices])
 
 
-def add_thin_pool(snode: Guest, name: str = "thin", *, vg: str = "vg0", size: str = "2G") -> None:
-    """A thin pool in a volume group."""
-    snode.sh(f"lvcreate -q -y --type thin-pool -L {size} --poolmetadatasize 64m -n {name} {vg}")
+def ensure_thin_pool(snode: Guest, name: str = "thin", *, vg: str = "vg0", size: str = "2G") -> None:
+    """A thin pool in a volume group; a second boot finds it."""
+    if snode.run(["lvs", f"{vg}/{name}"])[0]:
+        snode.sh(f"lvcreate -q -y --type thin-pool -L {size} --poolmetadatasize 64m -n {name} {vg}")
 
 
 def start_tgtd(snode: Guest) -> Command:

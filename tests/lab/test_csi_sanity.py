@@ -10,6 +10,7 @@ from tests.tools.build import tool_path
 
 from . import Lab, roles
 from .conftest import Say
+from .keeper import POOLS
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 
@@ -24,17 +25,6 @@ max_volumes = 4
 [pools.thick]
 type = "lvm"
 vg = "vg0"
-
-[pools.thin]
-type = "lvm-thin"
-vg = "vg0"
-thin_pool = "thin"
-overcommit_ratio = 4.0
-
-[pools.mirror]
-type = "lvm"
-vg = "vg1"
-layout = "raid1"
 """
 NODE = """
 [node]
@@ -56,9 +46,9 @@ def _run(lab: Lab, say: Say, runs: Sequence[tuple[str, str]]) -> None:
     snode, cnode = roles.add_snode(lab, legs=2), roles.add_cnode(lab)
     lab.boot_all()
     roles.start_snode(snode)
-    roles.add_thin_pool(snode)
+    roles.ensure_thin_pool(snode)
     roles.start_cnode(cnode)
-    controller = roles.start_driver(snode, "controller", CONTROLLER.format(portal=roles.portal(snode)))
+    controller = roles.start_driver(snode, "controller", CONTROLLER.format(portal=roles.portal(snode)) + POOLS)
     roles.serve_tcp(snode, controller.socket, 9000)
     node = roles.start_driver(cnode, "node", NODE)
     shutil.copy(tool_path("csi-sanity"), lab.share / "csi-sanity")

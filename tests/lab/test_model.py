@@ -9,7 +9,6 @@ SNODE_MODEL_SEED=… python -m pytest tests/lab/test_model.py
 
 import threading
 import time
-from contextlib import ExitStack
 from typing import ClassVar
 
 import pytest
@@ -17,9 +16,7 @@ from hypothesis import assume
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize
 
-from tests.lab import Lab, roles
-from tests.lab.cluster import Cluster
-from tests.lab.guest import Guest
+from tests.lab.keeper import Keeper
 from tests.lab.oracle import Oracle
 from tests.model.book import SHARED, Call
 from tests.model.guests import Guests
@@ -33,46 +30,11 @@ pytestmark = pytest.mark.lab
 
 _SECONDS, _SOAK_SECONDS = 40.0, 1200.0
 _STEPS = 25
-_POOLS = """
-[pools.thin]
-type = "lvm-thin"
-vg = "vg0"
-thin_pool = "thin"
-overcommit_ratio = 4.0
-
-[pools.mirror]
-type = "lvm"
-vg = "vg1"
-layout = "raid1"
-"""
 #: I/O of a lost session fails early, so that a run need not wait for it.
 _NODE = "replacement_timeout = 5"
 
 
-class Keeper:
-    """One cluster for many runs, until one of them fails."""
-
-    def __init__(self) -> None:
-        self._stack = ExitStack()
-        self._cluster: Cluster | None = None
-
-    def get(self) -> Cluster:
-        if self._cluster is None:
-            lab = self._stack.enter_context(Lab())
-            self._cluster = Cluster(lab, pools=_POOLS, legs=2, node=_NODE, prepare=_add_thin_pool)
-        return self._cluster
-
-    def drop(self) -> None:
-        self._cluster = None
-        self._stack.close()
-
-
-def _add_thin_pool(snode: Guest) -> None:
-    if snode.run(["lvs", "vg0/thin"])[0]:
-        roles.add_thin_pool(snode)
-
-
-KEEPER = Keeper()
+KEEPER = Keeper(node=_NODE)
 
 
 class OnGuests(Guests):

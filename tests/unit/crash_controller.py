@@ -10,7 +10,6 @@ from types import SimpleNamespace
 from typing import cast
 
 import grpc
-import pytest
 
 from csi.errors import DriverError, Timeout
 from csi.model import TARGET_PREFIX, AccessMode, Capability, volume_id_of
@@ -18,13 +17,12 @@ from csi.pb import csi_pb2 as pb
 from csi.rpc.method import Calls
 from csi.run import Boundary, no_boundary
 from csi.services.controller import Controller
-from tests.fakes.crash import Crash
 from tests.fakes.lvm import FakeLvm
 from tests.fakes.tgt import FakeTarget, FakeTgtd
 from tests.lab import invariants
 from tests.unit.backends.rig import EXT4
 from tests.unit.crash_looks import look_at_snode
-from tests.unit.crash_points import Case, Ground, scratch
+from tests.unit.crash_points import Case, Ground, after, killed, scratch
 from tests.unit.snode import MIB, WRITER, Snode, soon
 
 Act = Callable[["SnodeGround"], object]
@@ -186,31 +184,6 @@ def get_capacity(ground: SnodeGround) -> None:
 
 
 # -- what was there before -------------------------------------------------------------------------------------------
-
-
-def after(*acts: Act) -> Act:
-    """One after the other."""
-
-    def all_of(ground: SnodeGround) -> None:
-        for act in acts:
-            act(ground)
-
-    return all_of
-
-
-def killed(act: Act, name: str) -> Act:
-    """A request that was killed at the first boundary of this name."""
-
-    def killed_act(ground: SnodeGround) -> None:
-        def boundary(passed: str) -> None:
-            if passed == name:
-                raise Crash(name)
-
-        ground.start(boundary)
-        with pytest.raises(Crash):
-            act(ground)
-
-    return killed_act
 
 
 def nothing(ground: SnodeGround) -> None:

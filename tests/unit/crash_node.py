@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import pytest
 from google.protobuf.message import Message
 
 from csi.connectors.unstick import Unstick
@@ -16,14 +15,13 @@ from csi.fs import grow
 from csi.model import volume_id_of
 from csi.pb import csi_pb2 as pb
 from csi.run import Boundary, no_boundary
-from tests.fakes.crash import Crash
 from tests.fakes.iscsi import FakeIscsi
 from tests.lab import invariants
 from tests.model.patience import Steps
 from tests.model.world import World
 from tests.rpc.service import block, mount
 from tests.unit.crash_looks import folder_of, look_at_cnode, look_at_snode
-from tests.unit.crash_points import Case, Ground
+from tests.unit.crash_points import Case, Ground, after, killed
 from tests.unit.snode import soon
 
 Act = Callable[["WorldGround"], object]
@@ -311,31 +309,6 @@ def renamed_folder(ground: WorldGround) -> Iterator[None]:
 
 
 # -- what was there before -------------------------------------------------------------------------------------------
-
-
-def after(*acts: Act) -> Act:
-    """One after the other."""
-
-    def all_of(ground: WorldGround) -> None:
-        for act in acts:
-            act(ground)
-
-    return all_of
-
-
-def killed(act: Act, name: str) -> Act:
-    """A request that was killed at the first boundary of this name."""
-
-    def killed_act(ground: WorldGround) -> None:
-        def boundary(passed: str) -> None:
-            if passed == name:
-                raise Crash(name)
-
-        ground.start(boundary)
-        with pytest.raises(Crash):
-            act(ground)
-
-    return killed_act
 
 
 def asked_otherwise(capability: pb.VolumeCapability) -> Act:

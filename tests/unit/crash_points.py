@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import pytest
 import structlog
@@ -54,6 +54,9 @@ class Ground(Protocol):
         ...
 
 
+G = TypeVar("G", bound=Ground)
+
+
 @dataclass(frozen=True)
 class Case:
     """`request`: the RPC, or "background" or "start". `ground`: made for all the kills of one case."""
@@ -64,6 +67,31 @@ class Case:
 
     def __str__(self) -> str:
         return f"{self.request}, {self.name}" if self.name else self.request
+
+
+def after(*acts: Callable[[G], object]) -> Callable[[G], object]:
+    """One after the other."""
+
+    def all_of(ground: G) -> None:
+        for act in acts:
+            act(ground)
+
+    return all_of
+
+
+def killed(act: Callable[[G], object], name: str) -> Callable[[G], object]:
+    """A request that was killed at the first boundary of this name."""
+
+    def killed_act(ground: G) -> None:
+        def boundary(passed: str) -> None:
+            if passed == name:
+                raise Crash(name)
+
+        ground.start(boundary)
+        with pytest.raises(Crash):
+            act(ground)
+
+    return killed_act
 
 
 def count(ground: Ground) -> tuple[CrashAt, object]:

@@ -11,9 +11,9 @@ from tests.lab.channel import Command
 from tests.lab.cluster import MIB, Cluster, Machine, capability, refused
 from tests.lab.conftest import Say, seconds
 from tests.lab.faults import initiator
-from tests.lab.faults.conftest import POOLS, Keeper
 from tests.lab.faults.pools import capacity, doctor, program
 from tests.lab.guest import Guest
+from tests.lab.keeper import POOLS, Keeper
 from tests.lab.oracle import Oracle
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]

@@ -12,9 +12,9 @@ from tests.lab import roles
 from tests.lab.cluster import MIB, Cluster, capability, refused
 from tests.lab.conftest import Say, seconds
 from tests.lab.faults import initiator, legs
-from tests.lab.faults.conftest import POOLS, Keeper
 from tests.lab.faults.pools import doctor, program, restart_driver, volumes_of
 from tests.lab.guest import Guest
+from tests.lab.keeper import POOLS, Keeper
 from tests.lab.oracle import Oracle
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
@@ -39,7 +39,7 @@ def keeper() -> Iterator[Keeper]:
     """Besides the usual pools, `plain` on the same disks as `mirror`, and `crowded` with little room for metadata."""
 
     def prepare(snode: Guest) -> None:
-        roles.add_thin_pool(snode)
+        roles.ensure_thin_pool(snode)
         legs.make(snode)
 
     made = Keeper(pools=POOLS + _PLAIN + _CROWDED, prepare=prepare)

@@ -6,7 +6,7 @@ Give it the machine alone: it takes about ten minutes on two cores. `--quick` ru
 page instead of writing it.
 """
 
-import sys
+import argparse
 import time
 
 from tests.bench import creates, data, page, restart, start, way
@@ -19,9 +19,13 @@ from tests.lab.kernel import PROJECT
 _PAGE = PROJECT / "docs" / "benchmarks.md"
 
 
-def main(arguments: list[str]) -> None:
+def main() -> None:
     """Run all; targets that are missed do not make it fail, since the page says so."""
-    quick, load, relays, began = "--quick" in arguments, page.load(), Relays(), time.monotonic()
+    assert __doc__
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__.partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="one to two repetitions; print the page, write nothing")
+    quick = parser.parse_args().quick
+    load, relays, began = page.load(), Relays(), time.monotonic()
     sections: list[Section] = []
 
     def note(found: Section) -> None:
@@ -48,4 +52,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

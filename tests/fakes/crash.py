@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from types import CodeType
+from types import CodeType, FrameType
 
 _DRIVER = f"{Path(__file__).resolve().parents[2] / 'csi'}/"
 
@@ -36,13 +36,13 @@ class CrashAt:
 
 
 def _calls_under_way() -> Iterator[Place]:
-    frame = sys._getframe(2)
+    frame: FrameType | None = sys._getframe(2)
     while frame is not None:
         code = frame.f_code
         if code.co_filename.startswith(_DRIVER):
             line, end_line, column, end_column = _positions(code)[frame.f_lasti // 2]
             yield code.co_filename.removeprefix(_DRIVER), line or 0, column or 0, end_line or 0, end_column or 0
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
 
 
 @cache

@@ -224,7 +224,7 @@ def test_20_kills_of_mkfs(cluster: Cluster, say: Say, fs_type: str) -> None:
         volume_id = cluster.create("killed", size_bytes=_SIZES[fs_type])
         context = cluster.publish(volume_id, first, how=how)
         mkfs.kill_after(whole * (kill + random.random()) / 20)
-        error = refused(lambda: cluster.stage(volume_id, first, context, how=how))  # noqa: B023
+        error = refused(lambda: cluster.stage(volume_id, first, context, how=how))  # noqa: B023 - done in this round
         killed += error is not None
         mkfs.kill_after("")
         cnode = (first, second)[kill % 2]
@@ -249,7 +249,7 @@ def test_a_cnode_that_is_lost_during_mkfs(cluster: Cluster, say: Say, fs_type: s
         volume_id = cluster.create("lost", size_bytes=_SIZES[fs_type])
         context = cluster.publish(volume_id, first, how=how)
         with ThreadPoolExecutor(1) as pool:
-            stage = pool.submit(refused, lambda: cluster.stage(volume_id, first, context, how=how))  # noqa: B023
+            stage = pool.submit(refused, lambda: cluster.stage(volume_id, first, context, how=how))  # noqa: B023 - done in this round
             while not mkfs.calls():
                 time.sleep(0.01)
             time.sleep(moment)
@@ -257,7 +257,7 @@ def test_a_cnode_that_is_lost_during_mkfs(cluster: Cluster, say: Say, fs_type: s
             stage.result()
         cluster.unpublish(volume_id, first)
         context = cluster.publish(volume_id, second, how=how)
-        error = refused(lambda: cluster.stage(volume_id, second, context, how=how))  # noqa: B023
+        error = refused(lambda: cluster.stage(volume_id, second, context, how=how))  # noqa: B023 - done in this round
         outcomes.append("OK" if error is None else error.code().name)
         if error is None:
             works(cluster, volume_id, second, how)

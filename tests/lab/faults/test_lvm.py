@@ -102,7 +102,7 @@ def test_volumes_are_refused_before_the_metadata_of_the_group_are_full(cluster: 
     made: list[str] = []
     while len(made) < 30:
         create = partial(cluster.create, f"n{len(made)}", size_bytes=4 * MIB, parameters=pool)
-        if (error := refused(lambda: made.append(create()))) is not None:  # noqa: B023
+        if (error := refused(lambda: made.append(create()))) is not None:  # noqa: B023 - done in this round
             break
     say(f"refused after {len(made)} volumes: {error and error.details()}")
     assert error is not None and error.code().name == "RESOURCE_EXHAUSTED", error

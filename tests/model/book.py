@@ -46,6 +46,7 @@ class Known:
     name: str
     exists: bool | None = False
     size_bytes: int = 0
+    may_have_grown: bool = False  # a growth was asked for beside another call, and its end was not looked at yet
     life: int = 1
     written: int = 0
     acknowledged: list[str] = field(default_factory=list)
@@ -75,7 +76,7 @@ class Known:
     def gone(self) -> None:
         """It was deleted, for sure."""
         self.exists, self.size_bytes, self.life, self.written = False, 0, self.life + 1, 0
-        self.used = self.damaged = self.raw = False
+        self.used = self.damaged = self.raw = self.may_have_grown = False
         self.acknowledged = []
 
     def copy(self) -> "Known":

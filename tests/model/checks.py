@@ -151,6 +151,8 @@ class Checks:
             return []
         if known.exists and size_bytes < known.size_bytes:
             return [f"{known.name}: {size_bytes} bytes of {known.size_bytes}"]
+        if known.may_have_grown:
+            known.size_bytes, known.may_have_grown = size_bytes, False
         self.complete(known, self._ground.records(known.volume_id))
         return []
 

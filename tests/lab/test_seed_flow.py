@@ -129,6 +129,7 @@ def test_volume_outlives_its_cnode(lab: Lab, hand: Hand, say: Say) -> None:
     clock.total()
 
 
+@pytest.mark.soak
 def test_writer_outlives_cut_reset_and_restart(lab: Lab, hand: Hand, say: Say) -> None:
     """A mounted volume stalls while the network or the SNODE is away, and goes on without an error."""
     one, clock = hand.one, Clock(say)

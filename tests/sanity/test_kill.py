@@ -112,6 +112,7 @@ class Life:
                 self.unpublish, self.delete]  # fmt: skip
 
 
+@pytest.mark.soak
 @pytest.mark.timeout(600)
 def test_kill_9_at_every_step_of_a_volumes_life(tmp_path: Path) -> None:
     """The process is killed at its first step, started and killed at the next one, and so on: each start goes one

@@ -50,6 +50,7 @@ def keeper() -> Iterator[Keeper]:
 # -- a volume group inside a volume ------------------------------------------------------------------------------
 
 
+@pytest.mark.soak
 def test_a_volume_group_in_a_volume_is_the_guests_alone(cluster: Cluster) -> None:
     snode, cnode = cluster.snode.guest, cluster.cnodes[0]
     one = cluster.create()

@@ -16,13 +16,13 @@ _SECONDS = 20.0
 
 #: Which Debian package has a tool; other distributions call most of them the same.
 _PACKAGES = {
-    "losetup": "mount", "mount": "mount", "umount": "mount", "blockdev": "util-linux",
+    "losetup": "mount", "mount": "mount", "umount": "mount",
     "wipefs": "util-linux", "mkfs.ext4": "e2fsprogs", "e2fsck": "e2fsprogs", "resize2fs": "e2fsprogs",
     "mkfs.xfs": "xfsprogs", "xfs_growfs": "xfsprogs", "mkfs.btrfs": "btrfs-progs",
     "btrfs": "btrfs-progs", "modprobe": "kmod", "lvm": "lvm2", "tgtd": "tgt", "iscsiadm": "open-iscsi",
     "thin_check": "thin-provisioning-tools",
 }  # fmt: skip
-_NODE_TOOLS = ("mount", "umount", "blockdev", "wipefs", "mkfs.ext4", "e2fsck", "resize2fs")
+_NODE_TOOLS = ("mount", "umount", "wipefs", "mkfs.ext4", "e2fsck", "resize2fs")
 #: Missing ones cost a filesystem, not the node.
 _OPTIONAL_NODE_TOOLS = {"mkfs.xfs": "xfs", "xfs_growfs": "xfs", "mkfs.btrfs": "btrfs", "btrfs": "btrfs"}
 #: What says that a module is there when it is built into the kernel.

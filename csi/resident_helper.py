@@ -1,7 +1,8 @@
 """A program, not a module: runs one small helper after another, as often as it is asked to, and ends with its caller.
 
 Its standard input is a socket of kind SOCK_SEQPACKET. A request is {"argv", "input", "fds"} with those descriptors
-beside it, which get the numbers that the caller knows them by; the answer is {"returncode", "stdout", "stderr"}.
+beside it, which get the numbers that the caller knows them by; argv is a
+program's file and its arguments. The answer is {"returncode", "stdout", "stderr"}.
 """
 
 import contextlib
@@ -13,41 +14,13 @@ import socket
 import sys
 import traceback
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 
 #: The longest request and the longest stream of an answer, in bytes.
 MOST_BYTES = 64 << 10
 _MOST_FDS = 8
 # Where descriptors wait while they are put in place: above this and above every number that they are to get.
 _PARKED = 512
-_BLKFLSBUF = 0x1261
-
-
-def tee(argv: Sequence[str], text: str) -> int:
-    """`tee -- FILE`: write to a file that is there."""
-    fd = os.open(argv[2], os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
-    try:
-        os.write(fd, text.encode())
-    finally:
-        os.close(fd)
-    return 0
-
-
-def blockdev(argv: Sequence[str], _text: str) -> int:
-    """`blockdev --flushbufs DEVICE`."""
-    fd = os.open(argv[2], os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        fcntl.ioctl(fd, _BLKFLSBUF, 0)
-    finally:
-        os.close(fd)
-    return 0
-
-
-#: Forms of commands that are done here as the command would do them.
-COMMANDS: Mapping[tuple[str, str], Callable[[Sequence[str], str], int]] = {
-    ("tee", "--"): tee,
-    ("blockdev", "--flushbufs"): blockdev,
-}
 
 
 class Programs:
@@ -56,20 +29,20 @@ class Programs:
     def __init__(self) -> None:
         self._codes: dict[str, types.CodeType] = {}
 
-    def run(self, argv: Sequence[str]) -> int:
-        """Run a file with arguments; returns what it ends with."""
+    def run(self, argv: Sequence[str], text: str) -> int:
+        """Run a file with arguments and `text` as its standard input; returns what it ends with."""
         path = argv[0]
         if path not in self._codes:
             with open(path, encoding="utf-8") as file:  # noqa: PTH123 - pathlib takes longer to load than to use
                 self._codes[path] = compile(file.read(), path, "exec")
-        before = sys.argv, list(sys.path)
-        sys.argv = list(argv)
+        before = sys.argv, sys.stdin, list(sys.path)
+        sys.argv, sys.stdin = list(argv), io.StringIO(text)
         try:
             exec(self._codes[path], {"__name__": "__main__", "__file__": path})  # noqa: S102 - our own helpers
         except SystemExit as end:
             return end.code if isinstance(end.code, int) else int(end.code is not None)
         finally:
-            sys.argv, sys.path[:] = before
+            sys.argv, sys.stdin, sys.path[:] = before
         return 0
 
 
@@ -78,11 +51,7 @@ def answer(programs: Programs, argv: Sequence[str], text: str) -> dict[str, obje
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            command = COMMANDS.get((argv[0], argv[1]))
-            code = command(argv, text) if command else programs.run(argv[3:])
-        except OSError as error:
-            sys.stderr.write(f"{argv[0]}: {argv[-1]}: {error.strerror}\n")
-            code = 1
+            code = programs.run(argv, text)
         except Exception:  # noqa: BLE001 - the process that it stands for would have ended so
             traceback.print_exc()
             code = 1

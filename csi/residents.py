@@ -16,9 +16,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-_PROGRAM = (sys.executable, "-I", "-S", str(Path(__file__).with_name("resident_helper.py")))
-_HELPER = (sys.executable, "-I", "-S")
-_COMMANDS = (("tee", "--"), ("blockdev", "--flushbufs"))
+#: Without site-packages, so that it starts fast, and without what the environment says.
+_PYTHON = (sys.executable, "-I", "-S")
 _MOST_BYTES = 1 << 20
 #: How many stay while there is nothing to do.
 _MOST_IDLE = 2
@@ -27,9 +26,17 @@ _MOST_IDLE = 2
 Start = Callable[[Sequence[str], socket.socket], "subprocess.Popen[bytes]"]
 
 
-def can_do(argv: Sequence[str]) -> bool:
-    """Whether a resident can do this command: our own helper programs, and two small ones of the system."""
-    return tuple(argv[:3]) == _HELPER or (len(argv) == 3 and tuple(argv[:2]) in _COMMANDS)
+def helper(beside: str, name: str) -> tuple[str, ...]:
+    """The command of a helper program of ours, `name` in the folder of the file `beside`; arguments go after it."""
+    return (*_PYTHON, str(Path(beside).with_name(name)))
+
+
+def is_helper(argv: Sequence[str]) -> bool:
+    """Whether this is a command that `helper` made, which a resident can do."""
+    return tuple(argv[: len(_PYTHON)]) == _PYTHON
+
+
+_PROGRAM = helper(__file__, "resident_helper.py")
 
 
 class Resident:
@@ -47,7 +54,7 @@ class Resident:
 
     def send(self, argv: Sequence[str], input: str, fds: Sequence[int]) -> None:
         """Ask for a command. Raises BrokenPipeError when the process is gone, so that nothing was done."""
-        data = json.dumps({"argv": list(argv), "input": input, "fds": list(fds)}).encode()
+        data = json.dumps({"argv": list(argv[len(_PYTHON) :]), "input": input, "fds": list(fds)}).encode()
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         self._socket.sendmsg([data], rights)
 

@@ -9,7 +9,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +20,7 @@ from typing import Protocol
 from csi.deadline import Deadline
 from csi.errors import CommandFailed, Timeout, Unavailable
 from csi.log import get_logger
-from csi.residents import Residents, can_do
+from csi.residents import Residents, is_helper
 
 #: Called with a name before and after each step that changes the world; tests stop the process there.
 Boundary = Callable[[str], None]
@@ -53,9 +52,7 @@ def step(boundary: Boundary, name: str) -> Iterator[None]:
 
 def step_name(argv: Sequence[str]) -> str:
     """What a command's boundaries are called: the program, or the name of our own helper that Python runs."""
-    if argv[0] == sys.executable:
-        return next(Path(word).stem for word in argv[1:] if not word.startswith("-"))
-    return Path(argv[0]).name
+    return Path(argv[3]).stem if is_helper(argv) else Path(argv[0]).name
 
 
 @dataclass(frozen=True)
@@ -119,14 +116,13 @@ class SubprocessRunner:
         pass_fds: Sequence[int] = (),
     ) -> Result:
         """See Runner.run."""
-        program = Path(argv[0]).name
-        deadline.check(f"run {program}")
         name = step_name(argv)
+        deadline.check(f"run {name}")
         if not read_only:
             self._boundary(f"{name}:before")
         began = time.monotonic()
         limit = min(timeout, deadline.remaining()) if read_only else timeout
-        if can_do(argv):
+        if is_helper(argv):
             result, killed = self._run_resident(argv, input, limit, pass_fds, read_only=read_only)
         else:
             result, killed = self._run_process(argv, input, limit, pass_fds, read_only=read_only)
@@ -134,7 +130,7 @@ class SubprocessRunner:
             self._boundary(f"{name}:after")
         self._log.debug("command", argv=list(argv), rc=result.returncode, ms=round((time.monotonic() - began) * 1000))
         if killed:
-            raise Timeout(f"{program} did not end within {limit:.0f} s and was killed; the request can be repeated")
+            raise Timeout(f"{name} did not end within {limit:.0f} s and was killed; the request can be repeated")
         if ok is not None and result.returncode not in ok:
             raise failed(result)
         return result
@@ -217,7 +213,8 @@ def find_program(name: str) -> str:
 def failed(result: Result) -> CommandFailed:
     """The error for a command that ended with an exit code nobody expected."""
     words = (result.stderr.strip() or result.stdout.strip() or "no output")[-1000:]
-    return CommandFailed(f"{' '.join(result.argv[:3])} … ended with {result.returncode}: {words}")
+    arguments = result.argv[4:6] if is_helper(result.argv) else result.argv[1:3]
+    return CommandFailed(f"{' '.join((step_name(result.argv), *arguments))} … ended with {result.returncode}: {words}")
 
 
 def _finish(process: "subprocess.Popen[str]", input: str | None, limit: float) -> tuple[str, str, bool]:

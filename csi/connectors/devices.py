@@ -11,8 +11,11 @@ from csi.connectors.block_device import BlockDevices, KernelBlockDevices
 from csi.deadline import Deadline, wait_until
 from csi.errors import InUse, Timeout, Unavailable
 from csi.model import Device
+from csi.residents import helper
 from csi.run import Runner
 
+_WRITE = helper(__file__, "attribute_helper.py")
+_FLUSH = helper(__file__, "flush_helper.py")
 _SECTOR_BYTES = 512
 _NODE_SECONDS = 10.0
 #: Our own mounts and those of the host's first process, when it can be seen: a pod's namespace may hide some.
@@ -107,16 +110,11 @@ class Devices:
 
     def flush(self, name: str, deadline: Deadline) -> None:
         """Write the kernel's dirty pages of the device itself down to the disk."""
-        self._runner.run(["blockdev", "--flushbufs", os.fspath(self.path(name))], deadline=deadline)
+        self._runner.run([*_FLUSH, os.fspath(self.path(name))], deadline=deadline)
 
     def write(self, path: Path, text: str, deadline: Deadline) -> int:
-        """Write a line into a sysfs file; returns the exit code (0 = taken).
-
-        By a process of its own: the kernel may hold the writer until a dead session is given up, and a thread of ours
-        that hangs so would keep the service from ending.
-        """
-        argv = ["tee", "--", os.fspath(path)]
-        return self._runner.run(argv, deadline=deadline, input=text + "\n", ok=None).returncode
+        """Write a line into a sysfs file; returns the exit code (0 = taken)."""
+        return self._runner.run([*_WRITE, os.fspath(path)], deadline=deadline, input=text + "\n", ok=None).returncode
 
     def multipath_map(self, name: str) -> str:
         """The multipath map that has taken the disk, or ""."""

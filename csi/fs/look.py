@@ -1,14 +1,14 @@
 """One look at an attached device: what stands there, and how large it is."""
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from csi.deadline import Deadline
 from csi.errors import Unavailable
+from csi.residents import helper
 from csi.run import Result, Runner
 
-_LOOK = (sys.executable, "-I", "-S", str(Path(__file__).with_name("look_helper.py")))
+_LOOK = helper(__file__, "look_helper.py")
 
 
 @dataclass(frozen=True, eq=False)

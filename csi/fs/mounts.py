@@ -4,7 +4,6 @@ Targets are reached as paths.py says: mount(8) gets `/proc/self/fd/N` and the de
 swapped for a link in the meantime leads nowhere else. Afterwards the table must show the mount at the intended path.
 """
 
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,13 +13,14 @@ from csi.fs import paths
 from csi.fs.flags import mount_options
 from csi.fs.mountinfo import Mount, layers_at, origin_of, read_table
 from csi.fs.usage import device_number
+from csi.residents import helper
 from csi.run import Boundary, Result, Runner, failed, no_boundary
 
 __all__ = ["Mount", "Mounts"]
 
 # --internal-only: no /sbin/mount.* helper. --no-mtab: nothing in /run/mount/utab, whose paths would be descriptors.
 _MOUNT = ("mount", "--no-canonicalize", "--no-mtab", "--internal-only")
-_UNMOUNT = (sys.executable, "-I", "-S", str(Path(__file__).with_name("unmount_helper.py")))
+_UNMOUNT = helper(__file__, "unmount_helper.py")
 #: Replaying a journal and writing out the page cache take long on slow disks; these are changing commands, so they
 #: are not cut short by the deadline of one request.
 _SECONDS = 600.0

@@ -71,7 +71,7 @@ class FakeIscsi:
         self._next = 1
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=100)
         self.portal = f"127.0.0.1:{self._listener.getsockname()[1]}"
-        programs = {"iscsiadm": self._iscsiadm, "tee": self._tee, "blockdev": self._blockdev}
+        programs = {"iscsiadm": self._iscsiadm, "attribute_helper": self._write, "flush_helper": self._flush}
         self.runner = FakeRunner(programs, boundary=boundary)
 
     def close(self) -> None:
@@ -233,12 +233,12 @@ class FakeIscsi:
         shutil.rmtree(self.sysfs / "class" / "scsi_host" / f"host{number}")
         return OK
 
-    def _tee(self, argv: Sequence[str], input: str | None) -> Reply:
-        assert argv[1] == "--" and len(argv) == 3 and input is not None
-        path = Path(argv[2])
+    def _write(self, argv: Sequence[str], input: str | None) -> Reply:
+        assert len(argv) == 5 and input is not None, argv
+        path = Path(argv[4])
         assert path.is_relative_to(self.sysfs), path
         if not path.exists():
-            return 1, "", f"tee: {path}: No such file or directory"
+            return 1, "", f"{path}: No such file or directory"
         if path.name == "scan":
             assert input == "0 0 1\n", input
             self.scan(self.sessions[int(path.parent.name.removeprefix("host"))])
@@ -252,11 +252,11 @@ class FakeIscsi:
                 self._show(disk, lun)
         else:
             raise AssertionError(f"unknown sysfs file {path}")
-        return 0, input, ""
+        return OK
 
-    def _blockdev(self, argv: Sequence[str], _input: str | None) -> Reply:
-        assert list(argv[:2]) == ["blockdev", "--flushbufs"] and len(argv) == 3, argv
-        self._find(Path(argv[2]).name)
+    def _flush(self, argv: Sequence[str], _input: str | None) -> Reply:
+        assert len(argv) == 5, argv
+        self._find(Path(argv[4]).name)
         return OK
 
     # the kernel

@@ -12,7 +12,6 @@ its filesystem. Faults are injected by FakeRunner.fail.
 
 import os
 import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -91,7 +90,8 @@ class FakeMounts:
         """For FakeRunner."""
         named: dict[str, Program] = {
             "mount": self._mount,
-            Path(sys.executable).name: self._python,
+            "unmount_helper": self._unmount,
+            "look_helper": self._look,
             "e2fsck": self._e2fsck,
             "resize2fs": self._resize2fs,
             "xfs_growfs": self._xfs_growfs,
@@ -177,10 +177,6 @@ class FakeMounts:
         top.options = options
         self._write()
         return _OK
-
-    def _python(self, argv: Sequence[str], input: str | None) -> Reply:
-        assert list(argv[1:3]) == ["-I", "-S"] and len(argv) == 5, argv
-        return {"unmount_helper.py": self._unmount, "look_helper.py": self._look}[Path(argv[3]).name](argv, input)
 
     def _unmount(self, argv: Sequence[str], _input: str | None) -> Reply:
         folder, name = argv[4].rsplit("/", 1)

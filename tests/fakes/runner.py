@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from csi.deadline import Deadline
 from csi.errors import Unavailable
@@ -61,14 +60,15 @@ class FakeRunner:
     ) -> Result:
         """See csi.run.Runner.run."""
         del timeout, pass_fds
-        name = Path(argv[0]).name
+        name = step_name(argv)
         deadline.check(f"run {name}")
         self.calls.append(tuple(argv))
         program = self.programs.get(name)
         if program is None:
+            assert not argv[0].startswith("/"), f"no fake for our own program {list(argv)}"
             raise Unavailable(f"{argv[0]}: program not found")
         if not read_only:
-            self.boundary(f"{step_name(argv)}:before")
+            self.boundary(f"{name}:before")
         fault = self._due(argv)
         if fault is not None and not fault.after:
             reply = _strike(fault)
@@ -77,7 +77,7 @@ class FakeRunner:
             if fault is not None:
                 reply = _strike(fault)
         if not read_only:
-            self.boundary(f"{step_name(argv)}:after")
+            self.boundary(f"{name}:after")
         result = Result(tuple(argv), *reply)
         if ok is not None and result.returncode not in ok:
             raise failed(result)

@@ -55,8 +55,6 @@ def test_the_way_and_the_loss_beside_the_hand(lab: Lab, say: Say) -> None:
     """Prints what each step takes; asserts nothing about time. `make bench` measures it properly."""
     cluster, relays = Cluster(lab, log_level="info"), Relays()
     race = Race(cluster, relays)
-    race.way()  # the first one loads what the others find loaded
-    race.forget()
     race.way()
     say("the way of a volume, once:")
     for line in race.lines(STEPS):

@@ -154,19 +154,19 @@ class Initiator(FakeIscsi):
         self._logins.pop(number, None)
         return reply
 
-    def _tee(self, argv: list[str], input: str | None) -> Reply:  # type: ignore[override]
-        path = Path(argv[2])
+    def _write(self, argv: list[str], input: str | None) -> Reply:  # type: ignore[override]
+        path = Path(argv[4])
         if path.name == "rescan" and path.exists():
             _, session = self._find(path.parent.parent.name)
             if not self.alive(session.number):
-                return 1, "", f"tee: {path}: Input/output error"
-        return super()._tee(argv, input)
+                return 1, "", f"{path}: Input/output error"
+        return super()._write(argv, input)
 
-    def _blockdev(self, argv: list[str], input: str | None) -> Reply:  # type: ignore[override]
-        _, session = self._find(Path(argv[2]).name)
+    def _flush(self, argv: list[str], input: str | None) -> Reply:  # type: ignore[override]
+        _, session = self._find(Path(argv[4]).name)
         if not self.alive(session.number):
-            return 1, "", f"blockdev: ioctl error on BLKFLSBUF: {argv[2]}: Input/output error"
-        return super()._blockdev(argv, input)
+            return 1, "", f"{argv[4]}: Input/output error"
+        return super()._flush(argv, input)
 
     # the kernel
 

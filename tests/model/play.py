@@ -1,10 +1,11 @@
 """Playing a model from seeds. A failure tells its seed, and how to play it again."""
 
+import itertools
 import math
 import os
-import secrets
+import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import hypothesis
@@ -43,7 +44,8 @@ def play(
 
 
 def play_for(usual: float, one: Callable[[int, float], None]) -> int:
-    """Play seeds until the time is over: the same ones in each usual run, new ones where SNODE_MODEL_SECONDS is set.
+    """Play seeds until the time is over: the same ones in each usual run, other ones where SNODE_MODEL_SECONDS is set:
+    those that SNODE_MODEL_SEEDS leads to (any text, such as a commit's id), or new ones each time.
 
     one: plays a seed, until a time by the monotonic clock. Returns how many were played.
     """
@@ -51,9 +53,16 @@ def play_for(usual: float, one: Callable[[int, float], None]) -> int:
         one(int(SEED), math.inf)
         return 1
     end = time.monotonic() + seconds(usual)
-    fresh = "SNODE_MODEL_SECONDS" in os.environ
+    source = _other_seeds() if "SNODE_MODEL_SECONDS" in os.environ else itertools.count(1)
     played = 0
     while time.monotonic() < end:
         played += 1
-        one(secrets.randbelow(1 << 32) if fresh else played, end)
+        one(next(source), end)
     return played
+
+
+def _other_seeds() -> Iterator[int]:
+    text = os.environ.get("SNODE_MODEL_SEEDS", "")
+    draw = random.Random(text) if text else random.SystemRandom()
+    while True:
+        yield draw.randrange(1 << 32)

@@ -463,8 +463,10 @@ def _rare() -> Iterator[Case]:
     yield case("start", "unstage killed", after(staged, killed(unstage, "iscsiadm:after")), tend)
     yield case("NodeStageVolume", "read-only", after(left, unpublish, read), stage)
     yield case("NodeStageVolume", "at a second path", after(left, stage), partial(stage, name="s2"))
-    yield case("NodeStageVolume", "old session", after(left, killed(stage, "tee:after"), renewed), stage)
-    yield case("NodeStageVolume", "dead session", after(granted, killed(stage, "tee:after"), session_dead), stage)
+    yield case("NodeStageVolume", "old session", after(left, killed(stage, "attribute_helper:after"), renewed), stage)
+    yield case(
+        "NodeStageVolume", "dead session", after(granted, killed(stage, "attribute_helper:after"), session_dead), stage
+    )
     yield case("NodeStageVolume", "logged out by hand", after(staged, logged_out_by_hand), stage)
     yield case("NodeStageVolume", "no disk at first", after(granted, no_disk_at_first), stage)
     for trouble in (wrong_secret, lost_at_once, no_disk, renamed_folder):

@@ -33,6 +33,8 @@ LEFT_OUT: Mapping[str, str] = {
     "rpc/*": "the socket of the service, made anew at each start",
     "fs/unmount_helper.py": "a command, with boundaries around it",
     "fs/look_helper.py": "a command that only reads",
+    "connectors/attribute_helper.py": "a command, with boundaries around it",
+    "connectors/flush_helper.py": "a command, with boundaries around it",
     "connectors/block_device.py": "asks a disk who it is",
 }
 #: Functions whose calls are no sites, though they change something once.

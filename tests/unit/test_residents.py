@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from csi.connectors import iscsi
 from csi.deadline import Deadline
 from csi.errors import CommandFailed, Timeout
+from csi.residents import helper
 from csi.run import Result, SubprocessRunner
 
 _TELL = "import os, sys; print(os.getpid(), *sys.argv[1:]); sys.stderr.write('words'); sys.exit(int(sys.argv[1]))"
@@ -143,16 +145,24 @@ def test_residents_end_with_their_runner(helpers: Helpers) -> None:
     assert not Path(f"/proc/{pid}").exists()
 
 
-def test_a_file_is_written_as_tee_would(helpers: Helpers, tmp_path: Path) -> None:
-    file = tmp_path / "file"
-    file.write_text("something long")
+def test_what_the_caller_hands_in_is_standard_input(helpers: Helpers, tmp_path: Path) -> None:
+    """Of the driver's own program for sysfs: it makes no file, and says which one is not there."""
+    attribute = tmp_path / "attribute"
+    attribute.write_text("something long")
+    write = helper(iscsi.__file__, "attribute_helper.py")
 
-    def write(path: Path) -> Result:
-        return helpers.runner.run(["tee", "--", str(path)], deadline=Deadline.after(5), input="1\n")
+    def run(path: Path) -> Result:
+        return helpers.runner.run([*write, str(path)], deadline=Deadline.after(5), input="1\n")
 
-    write(file)
-    assert file.read_text() == "1\n"
-    with pytest.raises(CommandFailed, match="No such file"):
-        write(tmp_path / "none" / "file")
-    with pytest.raises(CommandFailed, match=r"blockdev.*ioctl"):
-        helpers.runner.run(["blockdev", "--flushbufs", str(file)], deadline=Deadline.after(5))
+    run(attribute)
+    assert attribute.read_text() == "1\n"
+    with pytest.raises(CommandFailed, match=f"attribute_helper {tmp_path}/none .*No such file"):
+        run(tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_what_can_not_be_flushed_is_told(helpers: Helpers, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    flush = helper(iscsi.__file__, "flush_helper.py")
+    with pytest.raises(CommandFailed, match=r"flush_helper .*file: Inappropriate ioctl"):
+        helpers.runner.run([*flush, str(tmp_path / "file")], deadline=Deadline.after(5))

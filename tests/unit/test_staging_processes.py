@@ -10,6 +10,7 @@ from csi.fs.mounts import Mounts
 from csi.locks import VolumeLocks
 from csi.model import AccessMode, Attachment, Capability
 from csi.records import RecordStore
+from csi.run import step_name
 from csi.sealing import NodeKey
 from csi.staging import Staging
 from tests.fakes.iscsi import FakeIscsi
@@ -21,8 +22,8 @@ pytestmark = pytest.mark.root  # device nodes
 
 VOLUME = "v-" + "a" * 26
 #: What attaching takes: record, login, scan. Where it is attached already: a rescan, which asks the disk for its size.
-ATTACH = ["iscsiadm", "iscsiadm", "tee"]
-ATTACHED = ["tee"]
+ATTACH = ["iscsiadm", "iscsiadm", "attribute_helper"]
+ATTACHED = ["attribute_helper"]
 
 
 class Opened(Staging):
@@ -68,7 +69,7 @@ class Node:
             publish_context={},
             deadline=soon(),
         )
-        return [_name(call) for call in self.runner.calls[before:]]
+        return [step_name(call) for call in self.runner.calls[before:]]
 
     def unstage(self) -> None:
         self._staging.unstage(VOLUME, staging_path=self.path, deadline=soon())
@@ -85,10 +86,6 @@ class Node:
             return None
         number, size = (folder / "dev").read_text().strip(), int((folder / "size").read_text())
         return FakeDisk("volume", number, size * 512)
-
-
-def _name(call: tuple[str, ...]) -> str:
-    return Path(call[3]).stem if call[1] == "-I" else call[0]
 
 
 @pytest.fixture

@@ -244,7 +244,7 @@ def test_an_xfs_and_its_copy_are_used_on_one_node(cluster: Cluster) -> None:
 
 
 #: The steps of NodeExpandVolume at which a node dies, by their numbers: around the rescan, and that of the filesystem.
-_STEPS = {"ext4": ["tee:before", "tee:after", "resize2fs:before", "resize2fs:after"]}
+_STEPS = {"ext4": ["attribute_helper:before", "attribute_helper:after", "resize2fs:before", "resize2fs:after"]}
 _STEPS["xfs"] = [*_STEPS["ext4"][:2], "xfs_growfs:before", "xfs_growfs:after"]
 
 

@@ -171,8 +171,9 @@ def _log_in(cnode: Machine, target: str) -> list[int]:
     return codes
 
 
+# tgtd removes no LUN while a command of it is under way, such as udev's reads of a new disk.
 _EXCHANGE = (
-    f"{T} --op delete --mode logicalunit --tid $TID --lun 1 && "
+    f"for try in $(seq 50); do {T} --op delete --mode logicalunit --tid $TID --lun 1 && break; sleep .1; done && "
     f"{T} --op new --mode logicalunit --tid $TID --lun 1 -b {_OTHER}"
 )
 #: What is done by hand to a target, as a crash or an error in the middle may leave it.

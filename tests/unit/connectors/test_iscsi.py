@@ -8,6 +8,7 @@ import pytest
 from csi.deadline import Deadline
 from csi.errors import DriverError, Invalid, Unavailable
 from csi.model import Chap, IscsiPath
+from csi.run import step_name
 from tests.fakes.iscsi import CHAP, FakeIscsi
 
 V = "v-" + "a" * 26
@@ -67,8 +68,8 @@ def test_disconnect_leaves_nothing_and_may_be_repeated(node: FakeIscsi, deadline
     assert connector.find(V) is None and connector.find(OTHER) is not None
     connector.disconnect(OTHER, deadline)
     assert node.leftovers() == []
-    flushed = [call for call in node.runner.calls if call[0] == "blockdev"]
-    assert [call[2] for call in flushed] == [str(node.dev / "sda"), str(node.dev / "sdb")]
+    flushed = [call for call in node.runner.calls if step_name(call) == "flush_helper"]
+    assert [call[4] for call in flushed] == [str(node.dev / "sda"), str(node.dev / "sdb")]
 
 
 def test_find_takes_whole_names_only(node: FakeIscsi, deadline: Deadline) -> None:

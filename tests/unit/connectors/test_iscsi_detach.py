@@ -83,7 +83,7 @@ def test_dead_session_can_be_removed(node: FakeIscsi, deadline: Deadline) -> Non
     connector.connect(node.publish(V), deadline)
     node.set_state("FREE", "transport-offline")
     connector.disconnect(V, deadline)
-    assert node.leftovers() == [] and node.runner.count("blockdev") == 0
+    assert node.leftovers() == [] and node.runner.count("flush_helper") == 0
 
 
 def test_blocked_disk_is_not_touched_before_the_kernel_gives_it_up(node: FakeIscsi) -> None:

@@ -20,6 +20,7 @@ NEEDED = {
     "lvm2": "lvm",
     "open-iscsi": "iscsid",
     "patchelf": "patchelf",
+    "procps": "pkill",
     "python3": "/usr/bin/python3",
     "sg3-utils": "sg_inq",
     "tgt": "tgtd",

@@ -5,6 +5,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TypeVar
 
 import grpc
@@ -12,7 +13,7 @@ import grpc
 from . import Lab
 from .channel import Command
 from .cluster import TARGET, Cluster, Machine
-from .errors import LabError
+from .errors import GuestGone, LabError
 from .guest import Guest
 from .kernel import PROJECT
 from .oracle import Oracle
@@ -61,7 +62,8 @@ class Shell(cmd.Cmd):
             raise LabError(f"{name} is on no CNODE: use `write {name} {machine.guest.name}` first")
         if old is machine:
             raise LabError(f"{name} is on {machine.guest.name} itself: name the other CNODE")
-        acknowledged = self._oracles[name].acknowledged
+        oracle = self._oracles[name]
+        acknowledged = oracle.acknowledged
         old.guest.kill9()
         print(f"{old.guest.name} has lost its power; {acknowledged} records of it were acknowledged")
         began = time.monotonic()
@@ -71,8 +73,9 @@ class Shell(cmd.Cmd):
         )
         path = self._attach(name, machine)
         print(f"  served on {machine.guest.name} {time.monotonic() - began:.2f} s after the loss")
-        last = self._oracles[name].judge(machine.guest, f"{path}/{_RECORDS}")
-        print(f"all {acknowledged} acknowledged records are there (the last one on disk is {last})")
+        if name in self._writers:
+            last = oracle.judge(machine.guest, f"{path}/{_RECORDS}")
+            print(f"all {acknowledged} acknowledged records are there (the last one on disk is {last})")
         self._start_writer(name, machine)
         print(f"`boot {old.guest.name}` switches it on again; it finds nothing that it could write to")
 
@@ -89,7 +92,8 @@ class Shell(cmd.Cmd):
             self._timed("ControllerUnpublishVolume", lambda: self.cluster.unpublish(volume_id, machine))
             del self._at[name]
         self._timed("DeleteVolume", lambda: self.cluster.delete(volume_id))
-        del self._ids[name]
+        for known in (self._ids, self._oracles, self._writers):
+            known.pop(name, None)
 
     def do_volumes(self, line: str) -> None:
         """volumes: what the SNODE's driver holds (`snode volumes list` there)."""
@@ -138,13 +142,15 @@ class Shell(cmd.Cmd):
     # -- the prompt ----------------------------------------------------------------------------------------------
 
     def onecmd(self, line: str) -> bool:
-        """One line; an error is printed."""
+        """One line; an error is printed. ^C ends the waiting for it; what it began in a machine may go on."""
         try:
             return bool(super().onecmd(line))
         except grpc.RpcError as error:
             print(f"{error.code().name}: {error.details()}")
-        except (LabError, AssertionError, TimeoutError) as error:
+        except (LabError, AssertionError, TimeoutError, OSError) as error:
             print(f"error: {error}")
+        except KeyboardInterrupt:
+            print(" given up")
         self.failures += 1
         return False
 
@@ -158,7 +164,10 @@ class Shell(cmd.Cmd):
 
     def do_help(self, line: str) -> None:
         """help: this list."""
-        for name in self.completenames(line.strip()):
+        names = self.completenames(line.strip())
+        if not names:
+            self.default(line)
+        for name in names:
             print(f"  {getattr(self, f'do_{name.strip()}').__doc__}")
 
     def precmd(self, line: str) -> str:
@@ -175,6 +184,7 @@ class Shell(cmd.Cmd):
         cluster = self.cluster
         if name not in self._ids:
             self._ids[name] = self._timed("CreateVolume", lambda: cluster.create(name))
+            self._oracles[name] = Oracle(name)
         volume_id = self._ids[name]
         context = self._timed("ControllerPublishVolume", lambda: cluster.publish(volume_id, machine))
         self._at[name] = machine
@@ -184,17 +194,24 @@ class Shell(cmd.Cmd):
         return path
 
     def _start_writer(self, name: str, machine: Machine) -> None:
-        oracle = self._oracles.setdefault(name, Oracle(name))
+        oracle = self._oracles[name]
         self._writers[name] = oracle.write(machine.guest, f"{TARGET}/{self._ids[name]}/{_RECORDS}")
         oracle.wait_for(20)
         print(f"a program on {machine.guest.name} writes and syncs a record every 10 ms, and tells us each one")
 
     def _stop_writer(self, name: str) -> None:
-        self._writers[name].signal(9)
-        self._writers[name].wait(10)
+        """Not started, or lost with its machine's power, is fine."""
+        writer = self._writers.get(name)
+        if writer is not None:
+            writer.signal(9)
+            with suppress(GuestGone):
+                writer.wait(10)
 
     def _volume_and_cnode(self, line: str) -> tuple[str, Machine]:
-        words = shlex.split(line)
+        try:
+            words = shlex.split(line)
+        except ValueError as error:
+            raise LabError(f"{line!r}: {error}") from error
         if len(words) != 2:
             raise LabError("name a volume and a CNODE, such as `data cnode1`")
         machine = self._machine(words[1])

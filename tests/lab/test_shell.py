@@ -11,6 +11,14 @@ from .shell import _TRY
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
 
 
+#: What leads astray: an unknown word, an open quotation, a node that can't be reached, one that was lost and is back.
+_WRONG = (
+    "sing", "help zzz", 'write "a cnode2',
+    "write old cnode2", "kill cnode2", "boot cnode2", "delete old",
+    "cut cnode2", "write far cnode2", "heal cnode2", "delete far",
+)  # fmt: skip
+
+
 def _lab(*lines: str) -> tuple[int, str]:
     argv = [sys.executable, "-m", "tests.lab"]
     done = subprocess.run(
@@ -23,12 +31,18 @@ def _lab(*lines: str) -> tuple[int, str]:
 def test_the_proposed_commands_and_wrong_ones() -> None:
     proposed = [line[2:].split("  ")[0].strip() for line in _TRY.splitlines() if line.startswith("  ")]
     assert len(proposed) == 3
-    code, out = _lab(*proposed, "lose data cnode1", "write more", "sing", "help", "delete data", "volumes")
+    code, out = _lab(*proposed, "lose data cnode1", "write more", *_WRONG, "help", "delete data", "volumes")
     assert "acknowledged records are there" in out
     assert "snode.name=" in out  # the tags that lvs was asked for
     assert "error: cnode1 has no power: `boot cnode1`" in out
     assert "error: name a volume and a CNODE, such as `data cnode1`" in out
     assert "error: no command 'sing'; `help` lists them" in out
+    assert "error: no command 'zzz'; `help` lists them" in out
+    assert "No closing quotation" in out
+    # The volume whose stage failed, and the one whose node lost its power and came back, can be deleted.
+    assert "UNAVAILABLE" in out.split("lab> write far cnode2")[1].split("lab> ")[0]
+    for name in ("far", "old"):
+        assert "DeleteVolume" in out.split(f"lab> delete {name}")[1].split("lab> ")[0], out
     assert "heal MACHINE: give it its network back." in out
     assert "data" not in out.split("lab> volumes")[1]  # deleted
     assert out.endswith("all of it is gone\n")

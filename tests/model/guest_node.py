@@ -97,7 +97,7 @@ class GuestNode:
                 else
                     grep -qF ' {path} ' /proc/self/mountinfo || exit 1
                     [ -e {path}/records ] || exit 0
-                    cat {path}/records
+                    dd if={path}/records bs=64k iflag=direct status=none
                 fi""",
                 _SECONDS,
             )

@@ -3,7 +3,12 @@
 python -m tests.tools.reliability_page > docs/reliability.md
 """
 
+import ast
+from pathlib import Path
+
 from tests.reliability.rows import Row, read_rows
+
+_PROJECT = Path(__file__).resolve().parents[2]
 
 _INTRODUCTION = """\
 # Reliability
@@ -11,9 +16,10 @@ _INTRODUCTION = """\
 Generated from `tests/reliability/*.toml` by `python -m tests.tools.reliability_page`; a test compares the two.
 
 How storage fails, what you see of it, and the test that proves it. Nearly all of these run on real kernels in the lab
-(`tests/lab/README.md`), with a real tgtd, iscsid and LVM; those that take long run in `make soak`, the others in
-`make test`. Each row names the lines that are its defence: `python -m tests.tools.without_defence NUMBER` takes them
-out of a copy of the project and runs the tests, which must fail then; without a number it does so for every row.
+(`tests/lab/README.md`), with a real tgtd, iscsid and LVM. Tests run in `make test`, those with a ° in `make soak`
+alone, for they take long. Each row names the lines that are its defence and the tests that show it:
+`python -m tests.tools.without_defence NUMBER` takes them out of a copy of the project and runs those tests, which must
+fail then; without a number it does so for every row. What else is named here is more evidence.
 Numbers are those of the team's list of faults; they have gaps because this page holds the ones that are proved.
 
 ## What is promised
@@ -43,8 +49,23 @@ def page() -> str:
 
 
 def _line(row: Row) -> str:
-    tests = ", ".join(f"`{test.rpartition('::')[2]}`" for test in row.tests)
+    tests = ", ".join(f"`{test.rpartition('::')[2]}`{'°' if is_soak(test) else ''}" for test in row.tests)
     return f"| {row.number} | {row.fault} | {row.seen} | {tests or 'not tested: ' + row.untested} |"
+
+
+def is_soak(test: str) -> bool:
+    """Whether a test, by its id, runs in `make soak` alone: it or its file is marked so, not only some of its cases."""
+    file, _, function = test.partition("::")
+    tree = ast.parse((_PROJECT / file).read_text())
+    found = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == function)
+    marks = [ast.unparse(mark) for mark in found.decorator_list]
+    marks += [
+        ast.unparse(mark)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "pytestmark"
+        for mark in (node.value.elts if isinstance(node.value, ast.List) else [node.value])
+    ]
+    return "pytest.mark.soak" in marks
 
 
 if __name__ == "__main__":

@@ -166,7 +166,7 @@ def test_shared_writing_is_for_raw_block_only(snode: Snode) -> None:
     assert len(snode.targets()) == 2
 
 
-def test_two_machines_with_one_initiator_name_are_refused(snode: Snode) -> None:
+def test_a_second_node_of_the_same_initiator_name_is_refused(snode: Snode) -> None:
     snode.publish(snode.create("a").volume_id)
     clone = NodeId(name="c9", public_key=snode.other.public_key, initiator=snode.node.initiator)
     with pytest.raises(InUse, match="also that of node c1"):

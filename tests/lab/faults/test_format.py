@@ -267,6 +267,7 @@ def test_a_cnode_that_is_lost_during_mkfs(cluster: Cluster, say: Say, fs_type: s
             cluster.delete(volume_id)
         cluster.boot(first)
     say(f"{fs_type}: power cut 7 times during mkfs, then on the other CNODE: {outcomes}")
+    assert "OK" in outcomes
 
 
 # -- a destroyed superblock ------------------------------------------------------------------------------------------

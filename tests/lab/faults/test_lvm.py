@@ -149,6 +149,7 @@ def test_lvcreate_is_killed_at_any_moment(cluster: Cluster, say: Say, rounds: in
         assert snode.sh(f"blockdev --getsize64 /dev/{pools[pool]}/{volume_id}") == str(8 * MIB)
         cluster.delete(volume_id)
     say(f"{rounds} creations, {killed} killed at work, {failed} failed by it and {left} of these had left a volume")
+    assert killed
 
 
 # -- a disk dies -------------------------------------------------------------------------------------------------

@@ -148,7 +148,7 @@ def test_the_last_free_extent_can_be_had_and_the_one_after_it_can_not(cluster: C
         error = refused(call)
         assert error is not None
         assert error.code() is Code.RESOURCE_EXHAUSTED
-        assert "vg1" if pool == "mirror" else "vg0" in str(error.details())
+        assert ("vg1" if pool == "mirror" else "vg0") in str(error.details())
 
     try:
         # The first of them by a look of the driver that does not know of this yet.

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from statistics import median
 
 from tests.bench.hand import STORE, Export, Hand
-from tests.bench.page import Section, Table
+from tests.bench.page import Section, Table, Target
 from tests.lab import Guest, Lab
 from tests.lab.cluster import MIB, Cluster
 
@@ -33,6 +33,11 @@ the driver uses (`{store}`), so both do the same and should be alike. *tgt's def
 SNODE's memory, and a write that was acknowledged without a flush is lost with the SNODE's power; with `direct` it is on
 the disk. So its column shows what that durability costs; an fsync costs about the same with both.
 """
+
+_SAME = (
+    "no part of the driver is on this path, and both targets have the same store; the guests share two cores with all "
+    "else."
+)
 
 
 class Data:
@@ -68,6 +73,8 @@ class Data:
         file = f"{self.paths[way]}/data"
         fio(guest, f"--filename={file} {options} --time_based --runtime={seconds}")
         found = json.loads((guest.lab.share / "fio.json").read_text())["jobs"][0][kind]
+        if not found[what]:
+            raise RuntimeError(f"fio has no figure for {job!r} {way} in {seconds} s: let it run longer")
         return float(found[what]) / (1024 if what == "bw" else 1)
 
     def lay_out(self) -> None:
@@ -104,6 +111,10 @@ def section(cluster: Cluster, repetitions: int = 3, seconds: float = 2) -> Secti
         f".venv/bin/python -m tests.bench.data {repetitions} {seconds:g}",
         text,
         [Table(head, rows)],
+        [
+            Target(f"fio, {job.rpartition(',')[0]}: driver beside the hand", each[0] / each[1], 0.9, "", True, _SAME)
+            for job, each in figures.items()
+        ],
     )
 
 

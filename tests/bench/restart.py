@@ -5,10 +5,8 @@
 
 import os
 import secrets
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -29,6 +27,7 @@ from csi.run import SubprocessRunner
 from tests.bench.hand import STORE
 from tests.bench.page import Section, Table, Target
 from tests.driver import Driver
+from tests.scratch_folder import ON_DISK, scratch_folder
 
 PORTAL = "127.0.0.1:33260"
 LIMIT_SECONDS = 1.0
@@ -70,7 +69,8 @@ class Snode:
     """tgtd and records of publications in a folder."""
 
     def __init__(self, exports: int) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="snode-bench-", dir="/var/tmp"))
+        self._stack = ExitStack()
+        self.folder = self._stack.enter_context(scratch_folder("bench", base=ON_DISK))
         self.client = TgtClient(self.folder / "tgt.0")
         self._tgtd: subprocess.Popen[bytes] | None = None
         (self.folder / "state").mkdir()
@@ -125,7 +125,7 @@ class Snode:
     def close(self) -> None:
         """End tgtd and remove all."""
         self.kill()
-        shutil.rmtree(self.folder)
+        self._stack.close()
 
 
 def publication(folder: Path, number: int) -> Publication:

@@ -6,15 +6,13 @@ Each run starts the real process on a fresh folder. The first start of a folder 
 read it.
 """
 
-import shutil
 import sys
-import tempfile
 import time
-from pathlib import Path
 from statistics import median
 
 from tests.bench.page import Section, Table, Target
 from tests.driver import Driver
+from tests.scratch_folder import ON_DISK, scratch_folder
 
 _CONFIG = '[pools.files]\ntype = "files"\ndirectory = "{folder}/pool"\n'
 _ROLES = ("controller", "all")  # a node alone is ready only where iscsid is
@@ -31,8 +29,7 @@ WHERE = "loading gRPC, protobuf and structlog is most of it; a busy machine adds
 
 def measure(role: str, runs: int) -> tuple[list[float], list[float]]:
     """Seconds until ready and MiB when idle, of a first start and `runs` later ones."""
-    folder = Path(tempfile.mkdtemp(prefix="snode-bench-", dir="/var/tmp"))
-    try:
+    with scratch_folder("bench", base=ON_DISK) as folder:
         times, sizes = [], []
         driver = Driver(folder, _CONFIG.format(folder=folder), role=role)
         for _ in range(runs + 1):
@@ -41,8 +38,6 @@ def measure(role: str, runs: int) -> tuple[list[float], list[float]]:
             sizes.append(driver.resident_mib())
             driver.stop()
         return times, sizes
-    finally:
-        shutil.rmtree(folder)
 
 
 def section(runs: int = 5) -> Section:

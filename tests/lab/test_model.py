@@ -43,7 +43,6 @@ class OnGuests(Guests):
 
     def __init__(self) -> None:
         super().__init__(KEEPER.get(), pools=("thick", "thin", "mirror"))
-        self.trail: list[str] = []
 
     def close(self, *, failed: bool) -> None:
         with (self.cluster.lab.logs / "model.log").open("a") as log:  # $SNODE_LAB_LOGS keeps it

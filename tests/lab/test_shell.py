@@ -11,11 +11,12 @@ from .shell import _TRY
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
 
 
-#: What leads astray: an unknown word, an open quotation, a node that can't be reached, one that was lost and is back.
+#: What leads astray: an unknown word, an open quotation, a node that was lost and is back, one that can't stage.
 _WRONG = (
-    "sing", "help zzz", 'write "a cnode2',
-    "write old cnode2", "kill cnode2", "boot cnode2", "delete old",
-    "cut cnode2", "write far cnode2", "heal cnode2", "delete far",
+    "sing", "help zzz", 'write "a cnode2', "boot cnode1",
+    "write old cnode1", "kill cnode1", "boot cnode1", "delete old",
+    "cnode1 rm -rf /var/lib/kubelet/staging; touch /var/lib/kubelet/staging",
+    "write bad cnode1", "cnode1 rm /var/lib/kubelet/staging", "delete bad",
 )  # fmt: skip
 
 
@@ -40,8 +41,8 @@ def test_the_proposed_commands_and_wrong_ones() -> None:
     assert "error: no command 'zzz'; `help` lists them" in out
     assert "No closing quotation" in out
     # The volume whose stage failed, and the one whose node lost its power and came back, can be deleted.
-    assert "UNAVAILABLE" in out.split("lab> write far cnode2")[1].split("lab> ")[0]
-    for name in ("far", "old"):
+    assert "is not a folder" in out.split("lab> write bad cnode1")[1].split("lab> ")[0]
+    for name in ("bad", "old"):
         assert "DeleteVolume" in out.split(f"lab> delete {name}")[1].split("lab> ")[0], out
     assert "heal MACHINE: give it its network back." in out
     assert "data" not in out.split("lab> volumes")[1]  # deleted

@@ -15,18 +15,35 @@ from tests.model.guest_node import GuestNode
 
 #: Ends every connection of every session in tgtd.
 _BREAK = r"""
+set -o pipefail
 tgtadm --lld iscsi --op show --mode target | awk '
     /^Target/ {sub(":", "", $2); tid = $2} /I_T nexus: / {sid = $3} /Connection: / {print tid, sid, $2}' |
 while read tid sid cid; do tgtadm --lld iscsi --op delete --mode conn --tid $tid --sid $sid --cid $cid; done
 """
-#: The children of the driver die, whichever come to be in this moment.
-_KILL_CHILDREN = r"""
-driver=$(pgrep -of 'm csi ')
+#: The process of the driver; the exit code is 3 when there is none, and another one when the search itself failed.
+_FIND_DRIVER = r"""
+driver=$(pgrep -of '^[^ ]*/python -m csi [a-z]+ --config ') || exit $((2 + $?))
+"""
+#: The children of the process $driver die, whichever come to be in this moment, and are told. Not those that are no
+#: command: a helper process that stays, which waits for work most of the time (csi/residents.py); a child that is
+#: not yet what it will be, and still has the driver's own arguments; one that has ended. The exit code is 1 when there
+#: was none.
+KILL_CHILDREN = r"""
 for i in $(seq 40); do
-    children=; for f in /proc/$driver/task/*/children; do read -r more <$f; children+=" $more"; done 2>/dev/null
-    kill -9 $children 2>/dev/null && exit
+    died=
+    for children in /proc/$driver/task/*/children; do
+        pids=(); read -ra pids <$children
+        for pid in "${pids[@]}"; do
+            argv=(); mapfile -d '' -t argv </proc/$pid/cmdline
+            case " ${argv[*]} " in *resident_helper.py*|*" -m csi "*|"  ") continue ;; esac
+            kill -9 $pid && died=1 && echo "${argv[0]##*/} ${argv[1]}"
+        done
+    done 2>/dev/null
+    [ "$died" ] && exit 0
     sleep .01
-done"""
+done
+exit 1"""
+_NOTHING_DIED, _NO_DRIVER = 1, 3
 
 
 class GuestEvents:
@@ -69,7 +86,7 @@ class GuestEvents:
         elif event.kind in ("cut off", "back again"):
             self.reach(node, event.kind == "back again")
         elif event.kind == "connections break":
-            snode.guest.run(_BREAK)
+            _try(snode, _BREAK)
         elif event.kind in ("slow disk", "disk answers"):
             self._slow(volume_id if event.kind == "slow disk" else "")
         elif event.kind == "damage":
@@ -91,20 +108,20 @@ class GuestEvents:
 
     # -- in the middle of a request ------------------------------------------------------------------------------
 
-    def strike(self, trouble: Trouble, machine: Machine) -> None:
-        """What a trouble does, at its moment."""
+    def strike(self, trouble: Trouble, machine: Machine) -> str:
+        """What a trouble does, at its moment; tells what came of it, where that is not certain."""
         if trouble.kind == "kill":
             if machine.driver is not None and machine.guest.alive:
                 machine.driver.kill9()
         elif trouble.kind == "command":
-            if machine.guest.alive:
-                machine.guest.run(_KILL_CHILDREN)
+            return self._kill_commands(machine) if machine.guest.alive else "no power, no command died"
         elif trouble.how == "cut":
-            self._cluster.snode.guest.run(_BREAK)
+            _try(self._cluster.snode, _BREAK)
         elif trouble.how == "refuse":
             self._hang_tgtd()
         elif self.tgtd_runs:
             self._stop_daemon(self._cluster.snode)
+        return ""
 
     def recover(self, trouble: Trouble, machine: Machine) -> None:
         """What ended by a trouble runs again."""
@@ -135,6 +152,15 @@ class GuestEvents:
             machine.daemon.signal(9)
             machine.daemon.wait(60)
 
+    def _kill_commands(self, machine: Machine) -> str:
+        code, out = _try(machine, _FIND_DRIVER + KILL_CHILDREN)
+        if code == 0:
+            return f"died: {', '.join(out.splitlines())}"
+        runs = machine.driver is not None and _runs(machine.driver.process)
+        if code == _NOTHING_DIED or (code == _NO_DRIVER and not runs):
+            return "no command died"
+        raise LabError(f"{machine.guest.name}: killing commands ended with {code}: {out}")
+
     def _hang_tgtd(self) -> None:
         daemon = self._cluster.snode.daemon
         if daemon is not None and _runs(daemon):
@@ -160,13 +186,13 @@ class GuestEvents:
 
     def _slow(self, volume_id: str) -> None:
         """The disk of a volume answers nothing any more; "" = all answer again."""
-        guest = self._cluster.snode.guest
+        snode = self._cluster.snode
         if volume_id:
-            if guest.run(f"dmsetup suspend --noflush --nolockfs {_dm(volume_id)}")[0] == 0:
+            if _try(snode, f"dmsetup suspend --noflush --nolockfs {_dm(volume_id)}")[0] == 0:
                 self._suspended.add(volume_id)
             return
         for name in self._suspended:
-            guest.run(f"dmsetup resume {_dm(name)}")
+            _try(snode, f"dmsetup resume {_dm(name)}")
         self._suspended.clear()
 
     def _damage(self, volume_id: str) -> bool:
@@ -180,7 +206,7 @@ class GuestEvents:
         zeros = (
             f"dd if=/dev/zero of=$(ls /dev/vg?/{volume_id}) bs=64k count=2 oflag=direct conv=notrunc,fsync status=none"
         )
-        return self._cluster.snode.guest.run(zeros)[0] == 0
+        return _try(self._cluster.snode, zeros)[0] == 0
 
 
 def await_driver(machine: Machine, seconds: float = 60.0) -> None:
@@ -194,6 +220,14 @@ def await_driver(machine: Machine, seconds: float = 60.0) -> None:
             if time.monotonic() > end:
                 raise LabError(f"{machine.guest.name}: the driver does not answer: {error}") from error
             time.sleep(0.05)
+
+
+def _try(machine: Machine, line: str) -> tuple[int, str]:
+    """Exit code and output of a line that may well fail, but not for want of a program."""
+    code, out = machine.guest.run(line)
+    if code in (126, 127, _NO_DRIVER + 126):
+        raise LabError(f"{machine.guest.name}: a program is missing: {out}")
+    return code, out
 
 
 def _dm(volume_id: str) -> str:

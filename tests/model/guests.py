@@ -61,6 +61,7 @@ class Guests:
         self.oracles: dict[str, Oracle] = {}
         self.nodes = [GuestNode(machine, self.oracles) for machine in cluster.cnodes]
         self.events = GuestEvents(cluster, self.nodes)
+        self.trail: list[str] = []  # the orchestrator's
         self._usual: dict[str, float] = {}
         self._read: dict[Path, int] = {}
         self._disturbed = False
@@ -213,7 +214,7 @@ class Guests:
                 if trouble.kind == "meanwhile":
                     meanwhile()
                 else:
-                    self.events.strike(trouble, machine)
+                    self.trail += filter(None, [self.events.strike(trouble, machine)])
             except BaseException as error:
                 errors.append(error)
 

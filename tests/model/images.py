@@ -7,7 +7,6 @@ what applications wrote. A new file has neither.
 import json
 import os
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 from csi.fs.format import MINIMUM_BYTES
 from tests.fakes.mounts import Contents
+from tests.scratch_folder import scratch_folder
 
 _SUPERBLOCK_BYTES = 128 << 10  # btrfs has its first one at 64 KiB
 _FACTS_AT = 768 << 10
@@ -87,8 +87,8 @@ class Image(Contents):
 @cache
 def superblock(fs_type: str) -> bytes:
     """The beginning of a filesystem, made by the real tool."""
-    with tempfile.TemporaryDirectory(prefix="snode-model-") as folder:
-        path = Path(folder) / "image"
+    with scratch_folder("image") as folder:
+        path = folder / "image"
         path.touch()
         os.truncate(path, MINIMUM_BYTES[fs_type])
         subprocess.run([f"mkfs.{fs_type}", path], check=True, capture_output=True)

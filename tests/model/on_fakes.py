@@ -1,7 +1,8 @@
 """The ground of fakes. What comes in the middle of a request comes at a known step of it: a seed plays the same."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache, partial
 from typing import cast
 
 from google.protobuf.message import Message
@@ -11,26 +12,16 @@ from csi.model import VOLUME_ID
 from tests.fakes.crash import Crash
 from tests.model.book import MIB, ON_NODE, Call, Event, Trouble
 from tests.model.cnode import Cnode
+from tests.model.events import Events
 from tests.model.ground import Node, Reply, Seen, SeenNode
 from tests.model.images import Image
+from tests.model.lengths import Length, longest, nth
+from tests.model.orchestrator import Orchestrator
 from tests.model.patience import crash
 from tests.model.world import World
 
-#: Records, calls to tgtd and commands, before and after each, of the longest request of a kind.
-_MOST_STEPS = {
-    "create": 5,
-    "delete": 4,
-    "publish": 26,
-    "unpublish": 20,
-    "expand": 24,
-    "stage": 60,
-    "unstage": 16,
-    "node publish": 9,
-    "node unpublish": 6,
-    "node expand": 7,
-    "tend": 24,
-    "tend node": 12,
-}
+#: Of a kind that is not measured: what there is to disturb comes early, if at all.
+_UNKNOWN = Length(4, 4, 4)
 
 
 class OnFakes:
@@ -41,7 +32,9 @@ class OnFakes:
     patience = 0.0
     exact = True
 
-    def __init__(self) -> None:
+    def __init__(self, lengths: Mapping[str, Length] | None = None) -> None:
+        """lengths: how long each kind is, where that was not measured yet."""
+        self._lengths = measured() if lengths is None else lengths
         self.world = World()
 
     @property
@@ -70,15 +63,17 @@ class OnFakes:
         node = world.nodes[what.node]
         steps = node.steps if on_node else world.steps
         joins: list[Callable[[], None]] = []
+        length = self._lengths.get(what.kind, _UNKNOWN)
         if trouble.kind == "kill":
-            steps.arm(_step(trouble, what.kind), crash)
+            steps.arm(nth(trouble.percent, length.steps), crash)
         elif trouble.kind == "tgtd":
-            world.tgtd.fail("*", nth=_step(trouble, what.kind, each=2), after=trouble.after, how=trouble.how)
+            request = nth(trouble.percent, length.requests)
+            world.tgtd.fail("*", nth=request, after=trouble.after, how=trouble.how)
         elif trouble.kind == "command":
-            node.runner.fail(nth=_step(trouble, what.kind, each=3), after=trouble.after)
+            node.runner.fail(nth=nth(trouble.percent, length.commands), after=trouble.after)
         else:
             beside = world.patience.beside
-            steps.arm(_step(trouble, what.kind), lambda _name: joins.append(beside(meanwhile)))
+            steps.arm(nth(trouble.percent, length.steps), lambda _name: joins.append(beside(meanwhile)))
         try:
             act()
         except Crash:
@@ -89,6 +84,16 @@ class OnFakes:
             steps.disarm()
             world.tgtd.forgive()
             node.runner.forgive()
+
+    def measure(self, what: Call | Event, act: Callable[[], None]) -> Length:
+        """Do `act` undisturbed; how long it was."""
+        world, node = self.world, self.world.nodes[what.node]
+        steps = node.steps if what.kind in ON_NODE else world.steps
+        requests, commands = len(world.tgtd.calls), len(node.runner.calls)
+        steps.arm(0, crash)  # there is no such step
+        act()
+        steps.disarm()
+        return Length(len(steps.names), len(world.tgtd.calls) - requests, len(node.runner.calls) - commands)
 
     def heal(self) -> None:
         """End all faults."""
@@ -255,9 +260,34 @@ class OnFakes:
         return True
 
 
-def _step(trouble: Trouble, kind: str, *, each: int = 1) -> int:
-    """The number of the step (or of every so many) for a request or event of this kind."""
-    return trouble.percent * _MOST_STEPS.get(kind, 4) // each // 100 + 1
+@cache
+def measured() -> Mapping[str, Length]:
+    """How long each kind of request and event is, by kind."""
+    return longest(measure)
+
+
+def measure(run: Sequence[Call | Event]) -> list[Length]:
+    """How long each part of a run is, which nothing disturbs."""
+    ground = OnFakes({})
+    try:
+        return [ground.measure(what, act) for what, act in actions(ground, run)]
+    finally:
+        ground.close(failed=False)
+
+
+def actions(ground: OnFakes, run: Sequence[Call | Event]) -> Iterator[tuple[Call | Event, Callable[[], None]]]:
+    """What a run consists of, and how each part is done; in its order, since an orchestrator keeps account."""
+    orchestrator = Orchestrator(ground)
+    events = Events(orchestrator)
+
+    def act(what: Call | Event) -> None:
+        if isinstance(what, Event):
+            events.happen(what, sure=True)
+        else:
+            orchestrator.do(what, sure=True)
+
+    for what in run:
+        yield what, partial(act, what)
 
 
 def _seen(node: Cnode) -> SeenNode:

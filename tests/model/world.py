@@ -6,9 +6,7 @@ be, also between two steps of one request.
 """
 
 import logging
-import shutil
 import socket
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -39,9 +37,9 @@ from tests.fakes.tgt import FakeTgtd
 from tests.model.cnode import Cnode
 from tests.model.ground import Reply
 from tests.model.patience import Patience, Steps
+from tests.scratch_folder import in_memory, scratch_folder
 
 SECONDS = 20.0
-_MEMORY = Path("/dev/shm")  # thousands of small files that stand for sysfs and records
 
 
 class _Aborted(Exception):
@@ -68,8 +66,11 @@ class World:
 
     def __init__(self) -> None:
         self._stack = ExitStack()
-        self.folder = self._folder(None)  # not below /dev, where volumes are never mounted
-        self._state = self._folder(_MEMORY if _MEMORY.is_dir() else None)
+        self.folder = self._stack.enter_context(
+            scratch_folder("model")
+        )  # not below /dev: volumes are not mounted there
+        # Thousands of small files that stand for sysfs and records.
+        self._state = self._stack.enter_context(scratch_folder("model", base=in_memory()))
         self.violations: list[str] = []
         self.tracebacks: list[str] = []  # of defects that a request met
         self.tgtd = FakeTgtd(self.folder / "tgtd.0")
@@ -93,11 +94,6 @@ class World:
     def close(self) -> None:
         """Remove everything."""
         self._stack.close()
-
-    def _folder(self, parent: Path | None) -> Path:
-        folder = Path(tempfile.mkdtemp(prefix="snode-model-", dir=parent))
-        self._stack.callback(shutil.rmtree, folder)
-        return folder
 
     # -- services ------------------------------------------------------------------------------------------------
 

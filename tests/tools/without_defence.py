@@ -10,13 +10,13 @@ itself: an error of a fixture proves nothing. Exit code 1 if one does not.
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from tests.reliability.rows import Edit, Without, read_rows
+from tests.scratch_folder import ON_DISK, scratch_folder
 
 PROJECT = Path(__file__).resolve().parents[2]
 #: Not copied, but used from the copy too.
@@ -64,8 +64,7 @@ def apply(edit: Edit, folder: Path) -> None:
 @contextmanager
 def copy_of_project() -> Iterator[Path]:
     """A copy of the working tree, in a place that the lab's guests see."""
-    folder = Path(tempfile.mkdtemp(prefix="snode-without-", dir="/var/tmp"))
-    try:
+    with scratch_folder("without", base=ON_DISK) as folder:
         listing = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
         names = subprocess.run(listing, cwd=PROJECT, capture_output=True, text=True, check=True).stdout.split("\0")
         for name in filter(None, names):
@@ -76,8 +75,6 @@ def copy_of_project() -> Iterator[Path]:
             (PROJECT / name).mkdir(exist_ok=True)
             (folder / name).symlink_to(PROJECT / name)
         yield folder
-    finally:
-        shutil.rmtree(folder)
 
 
 def run(test: str, folder: Path) -> tuple[bool, str]:

@@ -8,8 +8,6 @@ every place in the source that changes anything.
 """
 
 import logging
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -22,8 +20,7 @@ import structlog
 from csi.run import Boundary, no_boundary
 from tests.fakes.crash import Crash, CrashAt
 from tests.model.patience import Patience
-
-_MEMORY = Path("/dev/shm")  # many small files, and nothing of them survives a power cut anyway
+from tests.scratch_folder import in_memory, scratch_folder
 
 
 class Ground(Protocol):
@@ -138,12 +135,9 @@ def _kill(ground: Ground, step: int, *, tend_first: bool) -> None:
 @contextmanager
 def scratch(*, real_waits: bool = False) -> Iterator[Path]:
     """A folder in memory, and waits that take no time, until the end of the block."""
-    folder = Path(tempfile.mkdtemp(prefix="snode-crash-", dir=_MEMORY if _MEMORY.is_dir() else None))
-    try:
-        with _quiet(), nullcontext() if real_waits else Patience(lambda: None).use():
-            yield folder
-    finally:
-        shutil.rmtree(folder)
+    waits = nullcontext() if real_waits else Patience(lambda: None).use()
+    with scratch_folder("crash", base=in_memory()) as folder, _quiet(), waits:
+        yield folder
 
 
 @contextmanager

@@ -9,13 +9,14 @@ by the class of `x`; in doubt it is a site.
 import ast
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 from tests.fakes.crash import Place
 
 ROOT = Path(__file__).resolve().parents[2] / "csi"
 
+LOOKS_ONLY = "looks only, as its commands say"
 #: Files that are not looked at.
 LEFT_OUT: Mapping[str, str] = {
     "pb/*": "generated",
@@ -23,7 +24,7 @@ LEFT_OUT: Mapping[str, str] = {
     "cli.py": "the command line",
     "client.py": "the command line",
     "demo*.py": "not the service",
-    "doctor*.py": "looks only",
+    "doctor*.py": LOOKS_ONLY,
     "crash.py": "the switch itself",
     "wire.py": "puts the objects together; what they do at their making is looked at",
     "resident*.py": "run commands for run.py",
@@ -54,14 +55,16 @@ BOUNDED_ELSEWHERE: Mapping[str, str] = {
     "connectors/unstick.py": "Unstick._free",
     "exports/tgt_wire.py": "TgtClient._change, for the requests that change something",
 }
-_OS = frozenset(
-    ("write", "pwrite", "writev", "pwritev", "unlink", "remove", "rename", "replace", "mkdir", "makedirs", "rmdir",
-     "link", "symlink", "truncate", "ftruncate", "fsync", "fdatasync", "sync", "mknod", "mkfifo", "chmod", "fchmod",
-     "chown", "fchown", "utime", "setxattr", "removexattr", "posix_fallocate", "copy_file_range", "sendfile", "splice")
+#: What of `os` changes nothing in the world; everything else is taken for a change, whatever Python will have.
+_OS_LOOKS = frozenset(
+    ("PathLike", "_exit", "close", "dup", "environ", "fdopen", "fsdecode", "fsencode", "fspath", "fstat", "fstatvfs",
+     "geteuid", "getpid", "listdir", "lseek", "lstat", "major", "minor", "open", "path", "pipe", "posix_fadvise",
+     "pread", "preadv", "read", "readlink", "scandir", "stat", "stat_result", "statvfs", "strerror", "umask", "urandom")
 )  # fmt: skip
 _PATH = frozenset(
-    ("unlink", "rename", "rmdir", "mkdir", "touch", "write_text", "write_bytes", "symlink_to", "hardlink_to", "chmod")
-)
+    ("unlink", "rename", "rmdir", "mkdir", "touch", "write_text", "write_bytes", "symlink_to", "hardlink_to", "chmod",
+     "lchmod")
+)  # fmt: skip
 _SOCKET = frozenset(("send", "sendall", "sendmsg", "sendto"))
 #: Built-in things, and their methods that are called like ours.
 _BUILT_IN = frozenset(["Path", "str", "int", "bytes", "dict", "list", "set", "bool", "super"])
@@ -85,7 +88,9 @@ class Site:
 
 
 @dataclass
-class _Function:
+class Function:
+    """A function of the driver, or a method."""
+
     file: str
     name: str
     owner: str  # the class, or ""
@@ -93,8 +98,15 @@ class _Function:
     calls: list[ast.Call]
     known: Mapping[str, str]  # the classes of its arguments and variables, where it says them
 
+    @cached_property
+    def entered(self) -> dict[ast.expr, ast.With]:
+        """The calls that a `with` enters, and the whole statement."""
+        statements = [node for node in ast.walk(self.node) if isinstance(node, ast.With)]
+        return {item.context_expr: node for node in statements for item in node.items}
+
     @property
     def label(self) -> str:
+        """With its class."""
         return f"{self.owner}.{self.name}" if self.owner else self.name
 
 
@@ -102,7 +114,10 @@ class Source:
     """The driver's source, or that of another folder built like it."""
 
     def __init__(self, root: Path = ROOT) -> None:
-        self._functions: list[_Function] = []
+        self.files: dict[str, ast.Module] = {}
+        self.functions: list[Function] = []
+        self.constants: dict[str, list[ast.stmt]] = {}  # file: what stands in the module itself
+        self.looks: list[Function] = []  # those of files that look only
         self._bases: dict[str, list[str]] = {}
         self._protocols: dict[str, str] = {}  # its name: the folder of those who keep it
         self._attributes: dict[tuple[str, str], str] = {}  # class, attribute: the attribute's class
@@ -111,17 +126,19 @@ class Source:
         for path in sorted(root.rglob("*.py")):
             self._read(path.relative_to(root).as_posix(), ast.parse(path.read_text()))
         self._classes = set(self._bases)
-        self._functions = [function for function in self._functions if not _is_left_out(function.file)]
-        self._by_name: dict[str, list[_Function]] = {}
-        for function in self._functions:
+        self.files = {file: tree for file, tree in self.files.items() if not _is_left_out(file)}
+        self.looks = [f for f in self.functions if _is_left_out(f.file) == LOOKS_ONLY]
+        self.functions = [function for function in self.functions if function.file in self.files]
+        self._by_name: dict[str, list[Function]] = {}
+        for function in self.functions:
             self._by_name.setdefault(function.name, []).append(function)
         self._changing: set[int] = set()
-        while grown := [f for f in self._functions if id(f) not in self._changing and any(self._sites_of(f))]:
+        while grown := [f for f in self.functions if id(f) not in self._changing and any(self._sites_of(f))]:
             self._changing.update(map(id, grown))
 
     def sites(self) -> list[Site]:
         """All of them, in the order of the source."""
-        return [site for function in self._functions for site in self._sites_of(function)]
+        return [site for function in self.functions for site in self._sites_of(function)]
 
     def missed(self, visited: Set[Place]) -> list[Site]:
         """The sites that pass boundaries, here or further down, and were not under way at any of these."""
@@ -130,7 +147,7 @@ class Source:
     def unbounded(self) -> list[str]:
         """Changes that have no boundary between them and the change before, or none after them."""
         found = []
-        for function in self._functions:
+        for function in self.functions:
             if function.file in BOUNDED_ELSEWHERE or self._is_raw(function):
                 continue
             steps = [("change", None), *self._steps(function), ("change", None)]
@@ -139,20 +156,49 @@ class Source:
                     found.append(f"csi/{function.file}:{call.lineno} in {function.label}: {_text(call)}")
         return found
 
-    def _sites_of(self, function: _Function) -> Iterator[Site]:
-        entered = _entered(function)
+    def _sites_of(self, function: Function) -> Iterator[Site]:
+        entered = function.entered
         for call in function.calls:
             primitive, boundary = self._is_change(call, function), _is_boundary(call)
             if primitive or boundary or self._leads(call, function):
                 places = frozenset((function.file, *place) for place in _places(call, entered.get(call)))
                 yield Site(function.file, call.lineno, places, function.label, _text(call), primitive, boundary)
 
-    def _is_change(self, call: ast.Call, caller: _Function) -> bool:
-        return self._is_primitive(call, caller) or any(map(self._is_raw, self._called(call, caller)))
+    def is_runner(self, func: ast.expr, caller: Function) -> bool:
+        """Whether this is the `run` of a runner: of anything that is not known to be something else."""
+        match func:
+            case ast.Attribute(value=ast.Name(id=name), attr="run") if name in self._foreign[caller.file]:
+                return False
+            case ast.Attribute(value=value, attr="run"):
+                kind = self._class_of(value, caller)
+                return kind == "Runner" or (kind not in self._classes and kind not in _BUILT_IN and "." not in kind)
+        return False
+
+    def changes(self, func: ast.expr, caller: Function, *, but: Set[str] = frozenset()) -> bool:
+        """Whether what is named here, if it is called, makes or leads to a change; `but` for these functions."""
+        if self.is_runner(func, caller) or self._names_change(func, caller):
+            return True
+        leads = (f.label for f in self._meant(func, caller) if id(f) in self._changing)
+        return not {*leads} <= NOT_FOLLOWED.keys() | but
+
+    def is_data(self, node: ast.expr, caller: Function) -> bool:
+        """Whether this is the name of a class of ours, or of what one holds; in doubt it is."""
+        match node:
+            case ast.Name(id=name):
+                return self._imports[caller.file].get(name, name) in self._classes
+            case ast.Attribute(value=value, attr=name):
+                owner = self._class_of(value, caller)
+                return any(name == held and owner in (kind, "") for kind, held in self._attributes)
+        return False
+
+    def _is_change(self, call: ast.Call, caller: Function) -> bool:
+        return self._is_primitive(call, caller) or any(map(self._is_raw, self._meant(call.func, caller)))
 
     # -- reading -------------------------------------------------------------------------------------------------
 
     def _read(self, file: str, tree: ast.Module) -> None:
+        self.files[file] = tree
+        self.constants[file] = tree.body
         self._imports[file], self._foreign[file] = {}, set()
         for node in ast.walk(tree):
             if isinstance(node, ast.Import):
@@ -190,20 +236,19 @@ class Source:
     def _add(self, file: str, owner: str, node: ast.FunctionDef) -> None:
         calls = [part for part in ast.walk(node) if isinstance(part, ast.Call)]
         calls.sort(key=lambda call: (call.lineno, call.col_offset))
-        self._functions.append(_Function(file, node.name, owner, node, calls, _variables(node)))
+        self.functions.append(Function(file, node.name, owner, node, calls, _variables(node)))
 
     # -- who is called -------------------------------------------------------------------------------------------
 
-    def _leads(self, call: ast.Call, caller: _Function) -> bool:
-        if _is_runner(call):
-            return not any(k.arg == "read_only" and _is_true(k.value) for k in call.keywords)
-        called = self._called(call, caller)
-        return any(id(function) in self._changing and function.label not in NOT_FOLLOWED for function in called)
+    def _leads(self, call: ast.Call, caller: Function) -> bool:
+        if self.is_runner(call.func, caller):
+            return not is_read_only(call)
+        return self.changes(call.func, caller)
 
-    def _called(self, call: ast.Call, caller: _Function) -> list[_Function]:
-        """Whom a call may mean."""
+    def _meant(self, func: ast.expr, caller: Function) -> list[Function]:
+        """Whom a call of this may reach."""
         imported = self._imports[caller.file]
-        match call.func:
+        match func:
             case ast.Name(id=name):
                 name = imported.get(name, name)
                 if name in self._classes:
@@ -220,7 +265,7 @@ class Source:
                 return self._methods(name, self._class_of(value, caller))
         return []
 
-    def _methods(self, name: str, owner: str) -> list[_Function]:
+    def _methods(self, name: str, owner: str) -> list[Function]:
         """The methods of this name that a thing of this class may have; "" = of any."""
         named = [function for function in self._by_name.get(name, []) if function.owner]
         if owner in self._protocols:
@@ -230,7 +275,7 @@ class Source:
         foreign = owner in _BUILT_IN or "." in owner
         return [] if foreign or name in _BUILT_IN_METHODS else named
 
-    def _class_of(self, value: ast.expr, caller: _Function) -> str:
+    def _class_of(self, value: ast.expr, caller: Function) -> str:
         """The class of a thing, where the source says it; else ""."""
         match value:
             case ast.Name(id="self"):
@@ -243,36 +288,43 @@ class Source:
                 return _class_made(value, {})
         return ""
 
-    def _is_primitive(self, call: ast.Call, caller: _Function) -> bool:
+    def _is_primitive(self, call: ast.Call, caller: Function) -> bool:
         match call.func:
+            case ast.Attribute(value=ast.Name(id="os"), attr="open"):
+                return any(flag in ast.unparse(call) for flag in ("O_CREAT", "O_TRUNC", "O_TMPFILE"))
+            case ast.Attribute(attr="replace"):  # of a path; that of a text has two arguments
+                return len(call.args) == 1
+            case ast.Attribute(attr="open") | ast.Name(id="open"):
+                return any(map(_is_mode_to_write, [*call.args, *(keyword.value for keyword in call.keywords)]))
+        return self._names_change(call.func, caller)
+
+    def _names_change(self, func: ast.expr, caller: Function) -> bool:
+        """Whether this is a changing function of Python's own."""
+        match func:
             case ast.Attribute(value=ast.Name(id="os"), attr=name):
-                return name in _OS or (name == "open" and "O_CREAT" in ast.unparse(call))
+                return name not in _OS_LOOKS and name != name.upper()
             case ast.Attribute(value=ast.Name(id="fcntl"), attr="ioctl"):
                 return caller.label not in ONLY_ASK
             case ast.Attribute(value=ast.Name(id="shutil"), attr=name):
                 return name != "which"
             case ast.Attribute(value=ast.Name(id="subprocess")):
                 return True
-            case ast.Attribute(attr="replace"):  # of a path; that of a text has two arguments
-                return len(call.args) == 1
-            case ast.Attribute(attr="open"):
-                return any(isinstance(a, ast.Constant) and str(a.value)[:1] in ("w", "a", "x") for a in call.args)
             case ast.Attribute(value=value, attr=name) if name in _PATH | _SOCKET:
                 return self._class_of(value, caller) not in self._classes
         return False
 
     # -- boundaries ----------------------------------------------------------------------------------------------
 
-    def _is_raw(self, function: _Function) -> bool:
+    def _is_raw(self, function: Function) -> bool:
         """Whether it makes one change and leaves the boundaries to its callers, in the same file."""
         private = function.name.startswith("_") and not function.name.startswith("__")
         if not private or any(_is_boundary(call) for call in function.calls):
             return False
         return any(self._is_primitive(call, function) for call in function.calls)
 
-    def _steps(self, function: _Function) -> list[tuple[str, ast.Call | None]]:
+    def _steps(self, function: Function) -> list[tuple[str, ast.Call | None]]:
         """The boundaries and changes of a function in their order. A `with step(…)` has a boundary at its end too."""
-        entered = _entered(function)
+        entered = function.entered
         handlers = [node for node in ast.walk(function.node) if isinstance(node, ast.ExceptHandler)]
         steps: list[tuple[int, int, str, ast.Call]] = []
         for call in function.calls:
@@ -293,12 +345,6 @@ def driver() -> Source:
     return Source()
 
 
-def _entered(function: _Function) -> dict[ast.expr, ast.With]:
-    """The calls that a `with` enters, and the whole statement."""
-    statements = [node for node in ast.walk(function.node) if isinstance(node, ast.With)]
-    return {item.context_expr: node for node in statements for item in node.items}
-
-
 def _places(call: ast.Call, statement: ast.With | None) -> Iterator[tuple[int, int, int, int]]:
     """Where Python places a call: where it begins, or the name of the method, or the statement that enters it."""
     for node in (call, statement):
@@ -309,8 +355,9 @@ def _places(call: ast.Call, statement: ast.With | None) -> Iterator[tuple[int, i
         yield line, column, call.end_lineno or 0, call.end_col_offset or 0
 
 
-def _is_left_out(file: str) -> bool:
-    return any(Path(file).match(pattern) for pattern in LEFT_OUT)
+def _is_left_out(file: str) -> str:
+    """Why; "" = it is not."""
+    return next((why for pattern, why in LEFT_OUT.items() if Path(file).match(pattern)), "")
 
 
 def _is_boundary(call: ast.Call) -> bool:
@@ -320,10 +367,16 @@ def _is_boundary(call: ast.Call) -> bool:
     return False
 
 
-def _is_runner(call: ast.Call) -> bool:
-    match call.func:
-        case ast.Attribute(value=ast.Attribute(attr=name) | ast.Name(id=name), attr="run"):
-            return name.strip("_") == "runner"
+def is_read_only(call: ast.Call) -> bool:
+    """Whether a runner is told that this command changes nothing."""
+    return any(k.arg == "read_only" and _is_true(k.value) for k in call.keywords)
+
+
+def _is_mode_to_write(node: ast.expr) -> bool:
+    """Of a file that is opened: "w", "ab", "r+"; no other argument of an `open` is that short."""
+    match node:
+        case ast.Constant(value=str(mode)):
+            return len(mode) <= 3 and not {*mode}.isdisjoint("wax+")
     return False
 
 

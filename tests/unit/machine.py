@@ -1,8 +1,5 @@
 """A SNODE and CNODE on this machine, on files and real loop devices, with everything that one test may leave behind."""
 
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +18,8 @@ from csi.run import SubprocessRunner
 from csi.sealing import NodeKey
 from csi.staging import Staging
 from csi.volumes import Pool, Volumes
-from tests.leftovers import all_below, loops_below, mounts_below
+from tests.leftovers import all_below
+from tests.scratch_folder import ON_DISK, empty, scratch_folder
 from tests.unit.snode import MIB, soon
 
 WRITER = Capability(AccessMode.SINGLE_NODE_WRITER)
@@ -128,14 +126,10 @@ class Machine:
 @contextmanager
 def machine_in_use() -> Iterator[Machine]:
     """A machine; afterwards nothing of it may be mounted or attached."""
-    folder = Path(tempfile.mkdtemp(prefix="snode-staging-", dir="/var/tmp"))
-    try:
-        yield Machine(folder)
-        left = all_below(folder)
-    finally:
-        for point in reversed(mounts_below(folder)):
-            subprocess.run(["umount", point], check=False)
-        for loop in loops_below(folder):
-            subprocess.run(["losetup", "--detach", f"/dev/{loop}"], check=False)
-        shutil.rmtree(folder)
+    with scratch_folder("staging", base=ON_DISK) as folder:
+        try:
+            yield Machine(folder)
+            left = all_below(folder)
+        finally:
+            empty(folder)
     assert left == []

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import subprocess
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,6 +28,7 @@ from csi.model import TOPOLOGY_NODE, AccessMode, Capability, NodeId
 from csi.records import RecordStore
 from csi.volumes import Pool
 from tests.fakes.tgt import FakeTgtd
+from tests.scratch_folder import scratch_folder
 from tests.unit.snode import MIB, WRITER, Snode, soon
 
 READERS = Capability(AccessMode.MULTI_NODE_READER_ONLY)
@@ -38,8 +38,8 @@ SHARED_BLOCK = Capability(AccessMode.MULTI_NODE_MULTI_WRITER, block=True)
 
 @pytest.fixture
 def tgtd() -> Iterator[FakeTgtd]:
-    with tempfile.TemporaryDirectory(prefix="snode") as folder:
-        fake = FakeTgtd(Path(folder) / "tgtd.0")
+    with scratch_folder("tgt") as folder:
+        fake = FakeTgtd(folder / "tgtd.0")
         fake.start()
         yield fake
         fake.stop()

@@ -1,8 +1,6 @@
 """Daemons, devices and publications."""
 
 import itertools
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +11,7 @@ from csi.deadline import Deadline
 from csi.exports.tgt import TgtExport
 from csi.model import MIB, AccessMode, Capability, Chap, NodeId, Publication, volume_id_of
 from tests.fakes.runner import FakeRunner
+from tests.scratch_folder import ON_DISK, scratch_folder
 from tests.unit.exports.daemons import Daemon, FakeDaemon, RealDaemon
 
 NODE = NodeId(name="node-a", public_key="k" * 43, initiator="iqn.1993-08.org.debian:01:aaaaaaaa")
@@ -37,9 +36,8 @@ def tgtd_version(text: str = "1.0.85\n") -> FakeRunner:
 @pytest.fixture
 def folder() -> Iterator[Path]:
     """On a disk, because tmpfs may not take O_DIRECT; short, because a socket's path has at most 107 bytes."""
-    path = Path(tempfile.mkdtemp(prefix="tgt", dir="/var/tmp"))
-    yield path
-    shutil.rmtree(path)
+    with scratch_folder("tgt", base=ON_DISK) as path:
+        yield path
 
 
 @pytest.fixture

@@ -220,7 +220,6 @@ def until(done: Callable[[], bool], what: str, timeout: float = 40) -> None:
 # -- flushes -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.soak
 def test_every_flush_of_a_node_reaches_the_disk_of_the_snode(cluster: Cluster, say: Say) -> None:
     snode, cnode = cluster.snode.guest, cluster.cnodes[0].guest
     volume_id = cluster.create()

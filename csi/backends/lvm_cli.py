@@ -34,6 +34,8 @@ _NO_SPACE = re.compile(
 # What LVM appends to the name of a volume for its parts. In alphabetical order a part stands before those below it.
 _PARTS = r"-tpool|_tdata|_tmeta|(_tdata|_tmeta)?_(rimage|rmeta)_[0-9]+"
 _IN_USE = re.compile(r"in use\.")
+#: LVM changes no group of which it sees a part; it says so before it has done anything.
+_PART_SEEN = re.compile(r"Cannot change VG \S+ while PVs are missing")
 _READ_SECONDS = 60.0
 _CHANGE_SECONDS = 300.0
 #: The record of the group's identity in the pool's state folder.
@@ -247,6 +249,13 @@ class Lvm:
 
     def _change(self, argv: Sequence[str], deadline: Deadline) -> None:
         result = self._runner.run(argv, deadline=deadline, ok=None, timeout=_CHANGE_SECONDS)
+        if result.returncode != 0 and _PART_SEEN.search(result.stderr) and not self._given:
+            # A disk was added or replaced since the search.
+            before = self._config()
+            self._devices = self._search(deadline)
+            if self._config() != before:
+                argv = [self._config() if word == before else word for word in argv]
+                result = self._runner.run(argv, deadline=deadline, ok=None, timeout=_CHANGE_SECONDS)
         if result.returncode != 0:
             raise _error(result, self.vg)
 
@@ -270,6 +279,11 @@ def _error(result: Result, vg: str) -> DriverError:
     program = Path(result.argv[0]).name
     if _NO_SPACE.search(words):
         return NoSpace(f"volume group {vg}: {program}: {words}; free space or add a disk (vgextend)")
+    if _PART_SEEN.search(words):
+        return Unavailable(
+            f"volume group {vg}: {program}: {words}; bring the missing disk back, or take it out with "
+            f"`vgreduce --removemissing {vg}`"
+        )
     if _IN_USE.search(words):
         return InUse(f"volume group {vg}: {program}: {words}")
     return CommandFailed(str(failed(result)))

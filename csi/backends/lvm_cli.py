@@ -248,16 +248,27 @@ class Lvm:
         self._change(["lvchange", self._config(), f"--deltag={tag}", "--", self._path(name)], deadline)
 
     def _change(self, argv: Sequence[str], deadline: Deadline) -> None:
-        result = self._runner.run(argv, deadline=deadline, ok=None, timeout=_CHANGE_SECONDS)
-        if result.returncode != 0 and _PART_SEEN.search(result.stderr) and not self._given:
-            # A disk was added or replaced since the search.
-            before = self._config()
-            self._devices = self._search(deadline)
-            if self._config() != before:
-                argv = [self._config() if word == before else word for word in argv]
-                result = self._runner.run(argv, deadline=deadline, ok=None, timeout=_CHANGE_SECONDS)
-        if result.returncode != 0:
-            raise _error(result, self.vg)
+        again: Sequence[str] | None = argv
+        while again is not None:
+            argv = again
+            result = self._runner.run(argv, deadline=deadline, ok=None, timeout=_CHANGE_SECONDS)
+            if result.returncode == 0:
+                return
+            again = self._with_all_disks(argv, result, deadline)
+        raise _error(result, self.vg)
+
+    def _with_all_disks(self, argv: Sequence[str], result: Result, deadline: Deadline) -> Sequence[str] | None:
+        """A refused command for the disks that the group has now: one was added or replaced since the search.
+
+        None if that is not why it was refused.
+        """
+        if self._given or not _PART_SEEN.search(result.stderr):
+            return None
+        before = self._config()
+        self._devices = self._search(deadline)
+        if self._config() == before:
+            return None
+        return [self._config() if word == before else word for word in argv]
 
     def _path(self, name: str) -> str:
         _check_name(name)

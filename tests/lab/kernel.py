@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from .apt import sid_source
+from .apt import find_source
 from .errors import LabError
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -98,7 +98,7 @@ def _download(cache: Path) -> None:
     debs, state = cache / "debs", cache / "apt"
     for folder in (debs, state / "lists/partial", state / "archives/partial"):
         folder.mkdir(parents=True, exist_ok=True)
-    name, text = sid_source()
+    name, text = find_source("sid")
     (state / name).write_text(text)
     options = {
         "Dir::Etc::sourcelist": state / name,

@@ -23,6 +23,7 @@ NEEDED = {
     "procps": "pkill",
     "python3": "/usr/bin/python3",
     "sg3-utils": "sg_inq",
+    "systemd": "/lib/systemd/systemd",
     "tgt": "tgtd",
     "thin-provisioning-tools": "thin_check",
     "udev": "/lib/systemd/systemd-udevd",

@@ -28,6 +28,8 @@ _SECTIONS = {
     "tls": ("[tls]", "Needed for an endpoint on TCP, which is served with mutual TLS only; the three go together.\n"),
     "controller": ("[controller]", "Read by `snode controller` and `snode all`.\n"),
     "node": ("[node]", "Read by `snode node` and `snode all`.\n"),
+    "docker": ("[docker]", "Read by `snode docker`.\n"),
+    "failover": ("[failover]", "Read by `snode failover`; see docs/guides/failover.md.\n"),
 }
 
 

@@ -6,7 +6,7 @@ the device is well.
 
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from csi.connectors.base import Connector
@@ -35,6 +35,19 @@ class Attached:
             if device is not None:
                 return device
         return None
+
+    def check_generation(self, volume_id: str, publish_context: Mapping[str, str]) -> None:
+        """Raise InUse when the volume is attached by another publication than the one that the context tells of.
+
+        Nomad does not stage anew where something is still mounted at its staging path: what an earlier attachment left
+        there, which the SNODE has ended, would be shown to a container.
+        """
+        device, generation = self.find(volume_id), publish_context.get("generation", "")
+        if device is not None and generation and device.generation not in ("", generation):
+            raise InUse(
+                f"volume {volume_id}: staged here by an earlier publication, which the SNODE has ended; unstage it, "
+                "and stage it with its new publish_context"
+            )
 
     def connector_of(self, volume_id: str) -> Connector:
         """The connector that has the volume. Raises NotFound."""

@@ -29,6 +29,8 @@ def claim_state_folder(folder: Path, roles: Iterable[str]) -> None:
         text, repair = folder_problem(folder, uid=os.geteuid())
         if text:
             raise Unavailable(f"state_dir: {text}; {repair}")
+        if not any(folder.iterdir()):
+            folder.chmod(0o700)  # kubelet makes one that everybody may read; one with files may be more than ours
         for role in sorted(roles):
             refusal = f"another {role} works in this state folder; stop it first"
             _claim(folder / f"{role}.lock", refusal)

@@ -2,46 +2,30 @@
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from csi import __version__, log
-from csi.config import Config, ConfigError, load
+from csi import __version__
+from csi.cli_certs import certs
+from csi.cli_failover import failover
+from csi.cli_probe import probe
+from csi.cli_settings import load_settings, with_settings
+from csi.config import Config, ConfigError
 from csi.errors import DriverError
 from csi.figures import figure, human
-from csi.settings import SETTINGS
+from csi.first_process import divide
 
 if TYPE_CHECKING:
     from csi.client import VolumeLine
+    from csi.rpc.endpoint import Endpoint
 
 OK, FAILED, USAGE = 0, 1, 2
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
-
-
-def _with_settings(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add --config and the flags that the table of settings names."""
-    for setting in reversed([setting for setting in SETTINGS if setting.flag]):
-        shown = f"{setting.help}  [{setting.variable}; default: {setting.default or 'the host name'}]"
-        kind = click.Choice(setting.choices) if setting.choices else str
-        command = click.option(setting.flag, setting.name.replace(".", "__"), type=kind, help=shown)(command)
-    return click.option(
-        "--config",
-        "-c",
-        "file",
-        type=click.Path(dir_okay=False, path_type=Path),
-        help="Settings in TOML.  [default: /etc/snode/snode.toml if it exists]",
-    )(command)
-
-
-def _load(file: Path | None, flags: dict[str, Any]) -> Config:
-    # A service sets this up again by its settings; other commands log on stderr only what matters.
-    log.set_up(level=flags.get("log_level") or "warning")
-    return load(file, flags={name.replace("__", "."): value for name, value in flags.items()})
 
 
 @click.group(context_settings=_CONTEXT)
@@ -65,6 +49,10 @@ def snode() -> None:
     """
 
 
+snode.add_command(certs)
+snode.add_command(probe)
+snode.add_command(failover)
+
 _ROLE_HELP = """
     Runs until SIGTERM or SIGINT; requests that are under way then get 25 seconds to end.
 
@@ -76,11 +64,11 @@ _ROLE_HELP = """
 
 
 def _role(name: str, roles: Sequence[str], short: str, text: str) -> None:
-    @_with_settings
+    @with_settings
     def command(file: Path | None, **flags: Any) -> None:
         from csi.wire import serve
 
-        sys.exit(serve(_load(file, flags), roles=frozenset(roles)))
+        sys.exit(serve(load_settings(file, flags), roles=frozenset(roles)))
 
     command.__doc__ = text + "\n" + _ROLE_HELP.format(role=name)
     snode.command(name, short_help=short)(command)
@@ -106,6 +94,30 @@ _role(
 )
 
 
+@snode.command(short_help="Serve volumes to Docker.")
+@with_settings
+def docker(file: Path | None, **flags: Any) -> None:
+    """Serve Docker's volume plugin API, so that `docker volume create -d snode` and `docker run -v` work here.
+
+    Without docker.controller the volumes are in the pools of this machine (files, unless others are set). With it this
+    machine is a CNODE: volumes come from the SNODE at that endpoint, over mutual TLS; its certificate needs the roles
+    node and volumes (snode certs issue NAME --role node --role volumes). CSI is served as well, at the endpoint.
+
+    Runs until SIGTERM or SIGINT. Volumes stay mounted then, and are known again at the next start.
+
+    \b
+    Examples:
+      sudo snode docker &
+      docker volume create -d snode -o size=1G data
+      docker run --rm -v data:/data debian sh -c 'date >> /data/dates; cat /data/dates'
+    """
+    from csi.wire import serve
+
+    config = load_settings(file, flags)
+    roles = {"node"} if config.docker.controller else {"controller", "node"}
+    sys.exit(serve(config, roles=frozenset(roles), docker=True))
+
+
 @snode.command(short_help="Walk one volume through its life, here.")
 def demo() -> None:
     """Walk one volume through its whole life on this machine, and print what exists after each step.
@@ -124,7 +136,9 @@ def demo() -> None:
 
 @snode.group(short_help="Look at the volumes of a running driver.")
 def volumes() -> None:
-    """Look at the volumes of a running driver, over its CSI endpoint.
+    """Look at the volumes of a running driver, over its CSI endpoint; free one from a node that is lost.
+
+    Where docker.controller is set, the driver of that SNODE is asked, unless --endpoint says otherwise.
 
     \b
     Examples:
@@ -134,12 +148,19 @@ def volumes() -> None:
     """
 
 
+def _controller(config: Config, flags: dict[str, Any]) -> "Endpoint":
+    """Where the volumes are: the SNODE of a CNODE that serves Docker, unless the flag names an endpoint."""
+    if config.docker.controller is not None and not flags.get("endpoint"):
+        return config.docker.controller
+    return config.endpoint
+
+
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 
 
 @volumes.command("list")
 @_JSON
-@_with_settings
+@with_settings
 def list_(file: Path | None, as_json: bool, **flags: Any) -> None:
     """List all volumes: id, name, pool, size, and the nodes that they are published to.
 
@@ -150,8 +171,8 @@ def list_(file: Path | None, as_json: bool, **flags: Any) -> None:
     """
     from csi.client import Client
 
-    config = _load(file, flags)
-    with Client(config.endpoint, tls=config.tls) as client:
+    config = load_settings(file, flags)
+    with Client(_controller(config, flags), tls=config.tls) as client:
         lines = client.volumes()
     if as_json:
         click.echo(json.dumps([_fields(line) for line in lines], indent=2))
@@ -161,10 +182,33 @@ def list_(file: Path | None, as_json: bool, **flags: Any) -> None:
     click.echo(table(rows))
 
 
+@volumes.command("release")
+@click.argument("name")
+@click.option("--node", required=True, help="The node that is to lose the volume.")
+@with_settings
+def release(file: Path | None, name: str, node: str, **flags: Any) -> None:
+    """Fence a node from a volume (NAME or id) and free it for others, without the node's help.
+
+    What the node has acknowledged is on disk; what it holds in its memory is lost, and it can write no more. Over TCP
+    it needs an admin certificate.
+
+    \b
+    Example:
+      sudo snode volumes release data --node cnode1
+    """
+    from csi.client import Client
+
+    config = load_settings(file, flags)
+    with Client(_controller(config, flags), tls=config.tls) as client:
+        line = client.find(name)
+        client.release(line, node=node)
+    click.echo(f"{line.name or line.volume_id} is free; node {node} can no longer reach it")
+
+
 @volumes.command("show")
 @click.argument("volume_id")
 @_JSON
-@_with_settings
+@with_settings
 def show(file: Path | None, volume_id: str, as_json: bool, **flags: Any) -> None:
     """Show one volume.
 
@@ -174,8 +218,8 @@ def show(file: Path | None, volume_id: str, as_json: bool, **flags: Any) -> None
     """
     from csi.client import Client
 
-    config = _load(file, flags)
-    with Client(config.endpoint, tls=config.tls) as client:
+    config = load_settings(file, flags)
+    with Client(_controller(config, flags), tls=config.tls) as client:
         line = client.volume(volume_id)
     if as_json:
         click.echo(json.dumps(_fields(line), indent=2))
@@ -200,7 +244,7 @@ def show(file: Path | None, volume_id: str, as_json: bool, **flags: Any) -> None
     help="What this machine is to be.",
 )
 @_JSON
-@_with_settings
+@with_settings
 def doctor(file: Path | None, role: str, as_json: bool, **flags: Any) -> None:
     """Check this machine: tools, kernel modules, tgtd, iscsid, volume groups, mount propagation, settings.
 
@@ -213,7 +257,7 @@ def doctor(file: Path | None, role: str, as_json: bool, **flags: Any) -> None:
     """
     from csi.doctor import examine
 
-    findings = examine(_load(file, flags), role=role)
+    findings = examine(load_settings(file, flags), role=role)
     if as_json:
         click.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
     else:
@@ -243,6 +287,7 @@ def _fields(line: "VolumeLine") -> dict[str, Any]:
 
 def main() -> None:
     """The entry point: run a command, turn errors into a sentence and an exit code."""
+    divide()
     try:
         snode(prog_name="snode", standalone_mode=True)
     except ConfigError as error:

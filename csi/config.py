@@ -111,9 +111,32 @@ class NodeConfig:
     name: str
     initiator_file: Path
     target_roots: tuple[Path, ...]
+    kubelet_registry: Path | None
+    kubelet_drivers: tuple[str, ...]
     replacement_timeout: int
     digests: str
     max_volumes: int
+
+
+@dataclass(frozen=True)
+class DockerConfig:
+    """[docker]"""
+
+    socket: Path
+    controller: Endpoint | None
+
+
+@dataclass(frozen=True)
+class FailoverConfig:
+    """[failover]"""
+
+    mode: str
+    after: int
+    lease: int
+    most_percent: int
+    namespace: str
+    kubeconfig: Path | None
+    metrics: str
 
 
 @dataclass(frozen=True)
@@ -122,11 +145,15 @@ class Config:
 
     state_dir: Path
     endpoint: Endpoint
+    listen: Endpoint | None
     driver_name: str
     log_level: str
     log_format: str
+    tools: str
     controller: ControllerConfig
     node: NodeConfig
+    docker: DockerConfig
+    failover: FailoverConfig
     tls: TlsFiles | None = None
     pools: Mapping[str, AnyPool] = field(default_factory=dict)
 
@@ -165,22 +192,31 @@ class _Reader:
         self._check_variables()
         self._check_keys(document, [*(s.key for s in settings_of("")), *SECTIONS], source=source, prefix="")
         top = self._section("", document, source)
-        tls, controller, node = (
-            self._section(name, self._table(document, name, source), source) for name in ("tls", "controller", "node")
+        tls, controller, node, docker, failover = (
+            self._section(name, self._table(document, name, source), source)
+            for name in ("tls", "controller", "node", "docker", "failover")
         )
         pools = self._pools(self._table(document, "pools", source), source)
         if not pools and not document.get("pools"):
             # The embedded default: a driver without any settings keeps volumes in files.
             pools = {"default": FilesPool(directory=(top["state_dir"] or Path("/")) / "volumes")}
-        self._relate(top, tls, controller, pools, source)
+        self._relate(top, tls, controller, node, pools, source)
         node["name"] = node["name"] or self._host_name()
         if self._problems:
             raise ConfigError(self._problems)
         return Config(
-            **{**top, "endpoint": parse_endpoint(top["endpoint"])},
+            **{
+                **top,
+                "endpoint": parse_endpoint(top["endpoint"]),
+                "listen": parse_endpoint(top["listen"]) if top["listen"] else None,
+            },
             tls=TlsFiles(**tls) if tls["ca"] else None,
             controller=ControllerConfig(**{**controller, "default_pool": _default_pool(controller, pools)}),
             node=NodeConfig(**node),
+            docker=DockerConfig(
+                docker["socket"], parse_endpoint(docker["controller"]) if docker["controller"] else None
+            ),
+            failover=FailoverConfig(**failover),
             pools=pools,
         )
 
@@ -271,14 +307,17 @@ class _Reader:
         top: dict[str, Any],
         tls: dict[str, Any],
         controller: dict[str, Any],
+        node: dict[str, Any],
         pools: dict[str, AnyPool],
         source: str,
     ) -> None:
         missing = [key for key, value in tls.items() if value is None]
-        tcp = str(top["endpoint"]).startswith("tcp:")
+        tcp = str(top["endpoint"]).startswith("tcp:") or bool(top["listen"])
         if missing and (tcp or len(missing) < len(tls)):
             why = "an endpoint on TCP is served with mutual TLS only" if tcp else "the three go together"
             self._problems += [f"{source}: tls.{key}: required; {why}" for key in missing]
+        if node["kubelet_registry"] and not str(top["endpoint"]).startswith("unix:"):
+            self._problems.append(f"{source}: node.kubelet_registry: kubelet calls a unix socket only; set endpoint")
         default = controller["default_pool"]
         if default and default not in pools:
             known = ", ".join(sorted(pools)) or "none"

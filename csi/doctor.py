@@ -7,10 +7,13 @@ from pathlib import Path
 from csi.claims import folder_problem
 from csi.config import Config, LvmPool, LvmThinPool
 from csi.deadline import Deadline
+from csi.doctor_container import HostFolders, network_findings
 from csi.doctor_host import ERROR, OK, WARNING, Finding, Host, told
 from csi.doctor_pools import Pools
+from csi.doctor_portals import portal_findings
 from csi.errors import DriverError
 from csi.model import NodeId
+from csi.run import HOST_ROOT, SubprocessRunner, host_problem
 
 _SECONDS = 20.0
 
@@ -34,7 +37,14 @@ _SIGNS = {
 
 def examine(config: Config, *, role: str | None = None, host: Host | None = None) -> list[Finding]:
     """Look at everything that a role ("controller", "node", "all"; None = all) needs on this machine."""
-    return list(_Doctor(config, role or "all", host or Host()).findings())
+    return list(_Doctor(config, role or "all", host or _host(config)).findings())
+
+
+def _host(config: Config) -> Host:
+    """This machine; from a container that runs the host's tools, the host."""
+    if config.tools == "host":
+        return Host(runner=SubprocessRunner(host_tools=True), root=HOST_ROOT)
+    return Host()
 
 
 class _Doctor:
@@ -55,6 +65,17 @@ class _Doctor:
         if self._host.uid != 0:
             yield Finding(ERROR, "user", "not root; devices, mounts and tgtd obey root alone", "run it with sudo")
         yield from self._state_dir()
+        if self._config.tools == "host":
+            problem = host_problem()
+            yield from told(ERROR, "host's tools", [problem] if problem else [])
+            if not problem:
+                yield Finding(OK, "host's tools", "are run among the host's mounts")
+                yield from HostFolders(
+                    self._config, self._host, controller=self._controller, node=self._node
+                ).findings()
+                if self._initiator:
+                    yield from network_findings(self._host)
+        yield from self._certificates()
         yield from self._tools()
         yield from self._modules()
         if self._controller:
@@ -86,6 +107,24 @@ class _Doctor:
             yield Finding(ERROR, "state_dir", text, f"chmod 0700 {folder}")
         else:
             yield Finding(OK, "state_dir", f"{folder} is for root alone")
+
+    def _certificates(self) -> Iterator[Finding]:
+        tls = self._config.tls
+        if tls is None:
+            return
+        from csi.certs import problems, read
+
+        found = problems(
+            tls,
+            server=self._config.endpoint.socket is None or self._config.listen is not None,
+            docker_node=self._config.node.name if self._config.docker.controller else "",
+        )
+        for is_error, problem in found:
+            yield from told(ERROR if is_error else WARNING, "certificate", [problem])
+        if not found:
+            certificate = read(tls.cert)
+            text = f"{tls.cert} is {certificate.name}'s ({', '.join(certificate.roles)})"
+            yield Finding(OK, "certificate", f"{text} and holds for {certificate.days_left()} days more")
 
     def _tools(self) -> Iterator[Finding]:
         needed = set(_NODE_TOOLS) if self._node else set()
@@ -157,6 +196,7 @@ class _Doctor:
         socket = self._config.controller.tgt_socket
         export = TgtExport(socket, portals=self._config.controller.portals, runner=self._host.runner)
         yield from self._told("tgtd", export.problems, f"answers at {socket} and is ready")
+        yield from portal_findings(self._config.controller.portals)
 
     def _iscsi(self) -> Iterator[Finding]:
         from csi.connectors.iscsi import IscsiConnector
@@ -185,8 +225,14 @@ class _Doctor:
         yield from told(ERROR, "node id", [node_id.problem()] if node_id.problem() else [])
 
     def _propagation(self) -> Iterator[Finding]:
-        """Mounts made below the roots must reach the host and its containers, else a container writes beside them."""
-        ours, first = (self._mounts(pid) for pid in ("self", "1"))
+        """Mounts made below the roots must reach the host and its containers, else a container writes beside them.
+
+        With the host's tools they are made on the host, and must be seen from here.
+        """
+        host = self._config.tools == "host"
+        wanted = "HostToContainer" if host else "Bidirectional"
+        ours = self._mounts("self", tags=("shared:", "master:") if host else ("shared:",))
+        first = self._mounts("1", tags=("shared:",))
         for root in self._config.node.target_roots or (Path("/"),):
             level = ERROR if self._config.node.target_roots else WARNING
             if not root.exists():
@@ -195,15 +241,15 @@ class _Doctor:
             group = _peer_group(ours, root)
             if not group:
                 text = f"mounts below {root} are private: containers and the host do not see them"
-                repair = f"on the host: mount --make-rshared {root}; in a pod: mountPropagation: Bidirectional"
+                repair = f"on the host: mount --make-rshared {root}; in a pod: mountPropagation: {wanted}"
                 yield Finding(level, "mounts", text, repair)
             elif first and group not in first.values():
                 text = f"mounts below {root} are shared, but not with the host's first process"
-                yield Finding(level, "mounts", text, "mount the host's folder with mountPropagation: Bidirectional")
+                yield Finding(level, "mounts", text, f"mount the host's folder with mountPropagation: {wanted}")
             else:
                 yield Finding(OK, "mounts", f"mounts below {root} are seen by the host and its containers")
 
-    def _mounts(self, pid: str) -> dict[Path, str]:
+    def _mounts(self, pid: str, *, tags: tuple[str, ...]) -> dict[Path, str]:
         """Mount points of a process, with their peer group ("" = private)."""
         try:
             text = (self._host.root / "proc" / pid / "mountinfo").read_text(errors="surrogateescape")
@@ -213,7 +259,7 @@ class _Doctor:
         for line in text.splitlines():
             before, _, _ = line.partition(" - ")
             fields = before.split()
-            group = next((tag.partition(":")[2] for tag in fields[6:] if tag.startswith("shared:")), "")
+            group = next((tag.partition(":")[2] for tag in fields[6:] if tag.startswith(tags)), "")
             mounts[Path(fields[4])] = group
         return mounts
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from csi.run import SEARCH_PATH, Runner, SubprocessRunner
 
 OK, WARNING, ERROR = "ok", "warning", "error"
+_MOST_LINKS = 40  # as the kernel
 
 
 @dataclass(frozen=True)
@@ -40,3 +41,20 @@ class Host:
     def has(self, program: str) -> bool:
         """Whether a program is where the driver looks for it."""
         return any((self.root / folder.lstrip("/") / program).exists() for folder in SEARCH_PATH.split(":"))
+
+    def path(self, path: Path) -> Path:
+        """A path of the host as it is found from here. Its links are followed as the host does: one that leads to /run
+        leads to the host's.
+        """
+        found, rest, links = self.root, list(path.parts[1:]), 0
+        while rest:
+            part = rest.pop(0)
+            step = found.parent if part == ".." and found != self.root else found / part
+            if step.is_symlink() and links < _MOST_LINKS:
+                links += 1
+                target = step.readlink()
+                found = self.root if target.is_absolute() else found
+                rest = [*target.parts[target.is_absolute() :], *rest]
+            else:
+                found = step
+        return found

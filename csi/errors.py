@@ -45,6 +45,10 @@ class Timeout(DriverError):
     """The time of the request is used up; what was begun is completed by a repetition."""
 
 
+class Forbidden(DriverError):
+    """The caller's certificate does not allow the request."""
+
+
 class Unsupported(DriverError):
     """The driver can't do this at all, in any form."""
 

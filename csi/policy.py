@@ -72,3 +72,9 @@ def same_publication(other: Publication, node: NodeId, capability: Capability, *
             "before it is published in another way"
         )
     return other
+
+
+def can_share(other: Publication, capability: Capability) -> bool:
+    """Whether a volume may be published to one more node beside this publication."""
+    theirs, mode = other.capability, capability.access_mode
+    return mode.multi_node and theirs.access_mode == mode and theirs.block == capability.block

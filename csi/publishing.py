@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
-from csi import policy, publish_context
+from csi import policy, publish_context, takeover
 from csi.backends.base import Backend
 from csi.deadline import Deadline
 from csi.errors import Busy, DriverError, InUse, Invalid, NoSpace, NotFound
@@ -41,7 +41,8 @@ class Publishing:
         """ControllerPublishVolume; returns the publish_context. Starts no process when the device is active.
 
         Raises NotFound for an unknown volume or node, Conflict when it is published to this node in another way,
-        InUse when it is published to another node, or another machine has this node's initiator name.
+        InUse when it is published to another node, or another machine has this node's initiator name. A volume with the
+        parameter `takeover` is taken from a node that has fallen silent.
         """
         try:
             node = NodeId.parse(node_id)
@@ -56,6 +57,7 @@ class Publishing:
             self._check_node(volume, pool, node)
             self._finish_fences(volume_id, pool.export, deadline)
             volume = self._open(pool.backend, volume, deadline)
+            self._take_over(volume, pool, node, capability, deadline)
             publication = self._admit(volume, node, capability, readonly=readonly or capability.access_mode.reader_only)
             if capability.block and not publication.readonly:
                 # Whatever the node writes there has no signature that a later look could find.
@@ -129,6 +131,32 @@ class Publishing:
             backend.mark_used(volume)
         return opened
 
+    def _take_over(self, volume: Volume, pool: Pool, node: NodeId, capability: Capability, deadline: Deadline) -> None:
+        """Fence holders that have fallen silent, if the volume allows it. Raises InUse for one that has not."""
+        after = takeover.after_seconds(volume.parameters)
+        standing = self._publications.of(volume.volume_id)
+        if not after or node.name in {publication.node.name for publication in standing}:
+            return
+        self._check_initiator(node)
+        self._check_room(node)
+        for holder in [publication for publication in standing if not policy.can_share(publication, capability)]:
+            name = holder.node.name
+            if reason := takeover.refusal(after, name, self._idle_seconds(pool.export)):
+                raise InUse(f"volume {volume.volume_id}: published to node {name}; {reason}")
+            self._log.warning(
+                "taking the volume from a silent node", volume_id=volume.volume_id, node=name, to=node.name
+            )
+            self._fence(holder, deadline)
+
+    def _idle_seconds(self, export: Export) -> dict[str, float | None]:
+        """How long each node that an export serves has been silent on all of its sessions."""
+        idle: dict[str, float | None] = {}
+        for publication in self._wanted(export):
+            name, seconds = publication.node.name, export.idle_seconds(publication)
+            before = idle.get(name)
+            idle[name] = seconds if before is None or (seconds is not None and seconds < before) else before
+        return idle
+
     def _admit(self, volume: Volume, node: NodeId, capability: Capability, *, readonly: bool) -> Publication:
         """The publication for this node, on record: the one that stands, or a new one if the others allow it."""
         with self._admission:  # what the checks count must not change before the record counts too
@@ -141,11 +169,10 @@ class Publishing:
             if own.node.name == node.name:
                 return policy.same_publication(own, node, capability, readonly=readonly)
         for other in standing:
-            theirs = other.capability
-            shared = mode.multi_node and theirs.access_mode == mode and theirs.block == capability.block
-            if not shared:
+            if not policy.can_share(other, capability):
+                theirs = other.capability.access_mode.value
                 raise InUse(
-                    f"volume {volume.volume_id}: published to node {other.node.name} as {theirs.access_mode.value}; "
+                    f"volume {volume.volume_id}: published to node {other.node.name} as {theirs}; "
                     f"unpublish it there before it goes to node {node.name} as {mode.value}"
                 )
         self._check_initiator(node)

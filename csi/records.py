@@ -25,11 +25,18 @@ _TEMPORARY = ".tmp"
 class RecordStore:
     """A folder of records of one kind. Every record carries `format`; a newer one than ours is refused."""
 
-    def __init__(self, folder: Path, *, format: int = 1, boundary: Boundary = no_boundary) -> None:
-        """folder: made with mode 0700 if missing. Left-over temporary files of a crash are removed."""
+    def __init__(
+        self, folder: Path, *, format: int = 1, boundary: Boundary = no_boundary, read_only: bool = False
+    ) -> None:
+        """folder: made with mode 0700 if missing. Left-over temporary files of a crash are removed.
+
+        read_only: another process owns the records; nothing is touched.
+        """
         self._folder = folder
         self._format = format
         self._boundary = boundary
+        if read_only:
+            return
         if not folder.exists():
             with step(boundary, "record-folder"):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)

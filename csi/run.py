@@ -19,6 +19,7 @@ from typing import Protocol
 
 from csi.deadline import Deadline
 from csi.errors import CommandFailed, Timeout, Unavailable
+from csi.first_process import divided
 from csi.log import get_logger
 from csi.residents import Residents, is_helper
 
@@ -28,6 +29,10 @@ Boundary = Callable[[str], None]
 #: Where programs are looked for, whatever PATH the driver was started with.
 SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _KILL_AFTER_SECONDS = 5.0
+#: The host's root folder, as a container with the host's process namespace sees it.
+HOST_ROOT = Path("/proc/1/root")
+#: The host's tools need its mounts, LVM's semaphores (ipc) and iscsid's socket, which is in no folder (net).
+_ENTER_HOST = ("nsenter", "--target=1", "--mount", "--ipc", "--net", "--")
 _ENVIRONMENT = {
     "PATH": SEARCH_PATH,
     "LC_ALL": "C",
@@ -97,8 +102,13 @@ class Runner(Protocol):
 class SubprocessRunner:
     """The Runner of production."""
 
-    def __init__(self, *, boundary: Boundary = no_boundary) -> None:
+    def __init__(self, *, boundary: Boundary = no_boundary, host_tools: bool = False) -> None:
+        """host_tools: in a container, run the host's tools among the host's mounts, not the image's.
+
+        They match the host's kernel, udev and iscsid, and wait for each other by its semaphores and locks.
+        """
         self._boundary = boundary
+        self._host_tools = host_tools
         self._log = get_logger("run")
         self._read_only: set[int] = set()  # process groups
         self._guard = threading.Lock()
@@ -179,7 +189,7 @@ class SubprocessRunner:
 
     def has(self, program: str) -> bool:
         """See Runner.has."""
-        return shutil.which(program, path=SEARCH_PATH) is not None
+        return _which(program, host=self._host_tools) is not None
 
     def end_read_only(self) -> None:
         """End the running commands that change nothing; called when the service stops."""
@@ -187,9 +197,15 @@ class SubprocessRunner:
             for group in self._read_only:
                 _signal_group(group, signal.SIGKILL)
 
+    def _command(self, argv: Sequence[str]) -> list[str]:
+        """What is really started. Programs of our own, which are given by their path, stay in the container."""
+        if not self._host_tools or "/" in argv[0]:
+            return [find_program(argv[0]), *argv[1:]]
+        return [find_program(_ENTER_HOST[0]), *_ENTER_HOST[1:], find_program(argv[0], host=True), *argv[1:]]
+
     def _start(self, argv: Sequence[str], has_input: bool, pass_fds: Sequence[int]) -> "subprocess.Popen[str]":
         return subprocess.Popen(
-            [find_program(argv[0]), *argv[1:]],
+            self._command(argv),
             stdin=subprocess.PIPE if has_input else subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -202,12 +218,37 @@ class SubprocessRunner:
         )
 
 
-def find_program(name: str) -> str:
-    """The path of a program. Raises Unavailable when it is missing."""
-    program = shutil.which(name, path=SEARCH_PATH)
+def find_program(name: str, *, host: bool = False) -> str:
+    """The path of a program, on the host if that is asked for. Raises Unavailable when it is missing."""
+    program = _which(name, host=host)
     if program is None:
-        raise Unavailable(f"{name}: program not found; install the package that has it (snode doctor says which)")
+        where = " on the host" if host else ""
+        raise Unavailable(
+            f"{name}: program not found{where}; install the package that has it (snode doctor says which)"
+        )
     return program
+
+
+def _which(name: str, *, host: bool) -> str | None:
+    if not host or "/" in name:
+        return shutil.which(name, path=SEARCH_PATH)
+    # The link itself counts: where it leads is for the host to say, and an absolute one leads elsewhere from here.
+    places = (Path(folder) / name for folder in SEARCH_PATH.split(":"))
+    return next((str(place) for place in places if os.path.lexists(HOST_ROOT / place.relative_to("/"))), None)
+
+
+def host_problem() -> str:
+    """Why the host's tools can't be run from here, as `what -> the repair`; "" when they can."""
+    if divided():
+        return (
+            "tools = host: process 1 is this driver itself, so the container has a process namespace of its own -> "
+            'hostPID: true (Kubernetes), pid_mode = "host" (Nomad), --pid=host (docker)'
+        )
+    try:
+        Path("/proc/1/ns/mnt").stat()
+    except OSError as error:
+        return f"tools = host: /proc/1/ns/mnt can't be reached ({error.strerror}) -> run the container privileged"
+    return ""
 
 
 def failed(result: Result) -> CommandFailed:

@@ -16,6 +16,7 @@ POOL_TYPES = ("files", "lvm", "lvm-thin")
 LAYOUTS = ("linear", "striped", "raid1", "raid5", "raid6", "raid10")
 EXPORTS = ("tgt", "none")
 _LVM_NAME = re.compile(r"[A-Za-z0-9_.+][A-Za-z0-9_.+-]{0,39}")
+_NAMESPACE = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _DRIVER_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,61}[A-Za-z0-9])?")
 
 
@@ -69,6 +70,21 @@ def _endpoint(value: str) -> str:
     return ""
 
 
+def _remote(value: str) -> str:
+    if value and not value.startswith("tcp://"):
+        return f"{value!r} is not of the form tcp://address:port"
+    return _endpoint(value) if value else ""
+
+
+def _driver_names(value: tuple[str, ...]) -> str:
+    faulty = next((name for name in value if not _DRIVER_NAME.fullmatch(name)), "")
+    return f"{faulty!r} is not a domain name of at most 63 characters" if faulty else ""
+
+
+def _address(value: str) -> str:
+    return _portals((value,)) if value else ""
+
+
 def _portals(value: tuple[str, ...]) -> str:
     for portal in value:
         try:
@@ -106,6 +122,10 @@ SETTINGS: tuple[Setting, ...] = (
         flag="--endpoint", variable="CSI_ENDPOINT", check=_endpoint,
     ),
     _setting(
+        "", "listen", Kind.TEXT, "",
+        "where CSI is served as well, tcp://address:port (mutual TLS), for Docker on other machines", check=_remote,
+    ),
+    _setting(
         "", "driver_name", Kind.TEXT, "csi.snode.io", "the name that orchestrators know the driver by",
         check=_matches(_DRIVER_NAME, "a domain name of at most 63 characters"),
     ),
@@ -116,6 +136,11 @@ SETTINGS: tuple[Setting, ...] = (
     _setting(
         "", "log_format", Kind.CHOICE, "text", "for people or for machines",
         flag="--log-format", choices=("text", "json"),
+    ),
+    _setting(
+        "", "tools", Kind.CHOICE, "own",
+        "whose LVM, iscsiadm, mkfs and mount are run: own, or in a container the host's (needs its process namespace)",
+        choices=("own", "host"),
     ),
     _setting("tls", "ca", Kind.PATH, None, "PEM file: who may call over TCP"),
     _setting("tls", "cert", Kind.PATH, None, "PEM file: our certificate"),
@@ -157,7 +182,55 @@ SETTINGS: tuple[Setting, ...] = (
         "iscsid.conf has it (none, unless it was changed)",
         choices=("default", "crc32c"),
     ),
+    _setting(
+        "node", "kubelet_registry", Kind.PATH, None,
+        "kubelet's folder of plugins, /var/lib/kubelet/plugins_registry, to be registered there without a sidecar",
+    ),
+    _setting(
+        "node", "kubelet_drivers", Kind.TEXTS, (),
+        "the names that kubelet is told, of the drivers of several SNODEs ([] = driver_name)", check=_driver_names,
+    ),
     _setting("node", "max_volumes", Kind.COUNT, 0, "most volumes on this node (0 = the orchestrator decides)"),
+    _setting(
+        "docker", "socket", Kind.PATH, Path("/run/docker/plugins/snode.sock"),
+        "where `snode docker` serves; Docker knows the driver by the file's name, snode",
+    ),
+    _setting(
+        "docker", "controller", Kind.TEXT, "",
+        "the SNODE's endpoint, tcp://address:port; empty = the pools of this machine itself", check=_remote,
+    ),
+    _setting(
+        "failover", "mode", Kind.CHOICE, "act",
+        "observe: decide and tell (log, Events), and do nothing", choices=("act", "observe"),
+    ),
+    _setting(
+        "failover", "after", Kind.COUNT, 15,
+        "seconds without a live session of a node, before it may be given up; sessions ping every 5 s",
+        least=10, most=3600,
+    ),
+    _setting(
+        "failover", "lease", Kind.COUNT, 25,
+        "seconds that its Lease is not renewed, before it may be given up; kubelet renews every 10 s",
+        least=15, most=3600,
+    ),
+    _setting(
+        "failover", "most_percent", Kind.PERCENT, 34,
+        "most nodes that may be given up at once, in percent of all; one always may, and above it none is",
+        least=1, most=100,
+    ),
+    _setting(
+        "failover", "namespace", Kind.TEXT, "",
+        "where its Leases are, the same for all SNODEs; empty = the pod's own (default outside of a pod)",
+        check=_matches(_NAMESPACE, "a namespace's name"),
+    ),
+    _setting(
+        "failover", "kubeconfig", Kind.PATH, None,
+        "how the API server is reached from outside of a pod; in a pod, by its service account",
+    ),
+    _setting(
+        "failover", "metrics", Kind.TEXT, "",
+        "where Prometheus may read /metrics, ADDRESS:PORT; empty = nowhere", check=_address,
+    ),
     _setting(
         "pools", "type", Kind.CHOICE, None, "how volumes are made", choices=POOL_TYPES, required=True,
         pool_types=POOL_TYPES,
@@ -202,7 +275,7 @@ SETTINGS: tuple[Setting, ...] = (
     _setting("pools", "devices", Kind.PATHS, (), _DEVICES, pool_types=_LVM, check=_device_paths),
 )  # fmt: skip
 
-SECTIONS = ("tls", "controller", "node", "pools")
+SECTIONS = ("tls", "controller", "node", "docker", "failover", "pools")
 
 
 def settings_of(section: str, *, pool_type: str = "") -> list[Setting]:

@@ -250,14 +250,16 @@ class Staging:
         target_path: Path,
         capability: Capability,
         readonly: bool,
+        publish_context: Mapping[str, str],
         deadline: Deadline,
     ) -> None:
-        """NodePublishVolume; see Targets.publish."""
+        """NodePublishVolume; see Targets.publish. publish_context: may be empty, then it is not compared."""
         self._check_path(staging_path, "staging_target_path")
         self._check_path(target_path, "target_path")
         stage_rules.check_apart(staging_path, target_path)
         asked = Asked(capability, readonly=readonly or stage_rules.reads_only(capability))
         with self._locks.hold(volume_id):
+            self._attached.check_generation(volume_id, publish_context)
             self._targets.publish(
                 volume_id, asked, staging_path=staging_path, target_path=target_path, deadline=deadline
             )

@@ -7,7 +7,7 @@ crash at any instruction.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from csi import policy
+from csi import policy, takeover
 from csi.deadline import Deadline
 from csi.errors import Conflict, InUse, Invalid, NoSpace, OutOfRange, Stale
 from csi.locks import VolumeLocks
@@ -77,6 +77,11 @@ class Volumes:
         reason = policy.unsupported(capabilities)
         if reason:
             raise Invalid(f"volume_capabilities: {reason}")
+        if takeover.after_seconds(parameters) and pool.local_to:
+            raise Invalid(
+                f"parameters.{takeover.PARAMETER}: volumes of pool {pool_name} are on node {pool.local_to} alone, so "
+                "no other node can take one; leave it out"
+            )
         size_bytes = policy.size(pool.backend, required_bytes, limit_bytes)
         volume_id = volume_id_of(name)
         with self._locks.hold(volume_id):

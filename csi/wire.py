@@ -18,20 +18,25 @@ from csi.claims import claim_state_folder, claim_tgtd
 from csi.config import AnyPool, Config, FilesPool
 from csi.connectors.base import Connector
 from csi.crash import boundary_from
-from csi.errors import DriverError
+from csi.errors import DriverError, Unavailable
 from csi.exports.base import Export
 from csi.locks import VolumeLocks
 from csi.records import RecordStore
+from csi.rpc.access import caller_of
 from csi.rpc.method import Calls
 from csi.rpc.server import Registration, Server, leave
-from csi.run import Boundary, Runner, SubprocessRunner, no_boundary
+from csi.run import HOST_ROOT, Boundary, Runner, SubprocessRunner, host_problem, no_boundary
 
 if TYPE_CHECKING:
+    from csi.docker.api import ApiServer
+    from csi.rpc.kubelet import KubeletRegistration
     from csi.staging import Staging
     from csi.volumes import Volumes
 
 #: Seconds between the rounds of background work, and between looks at what Probe answers.
 TEND_SECONDS = 2.0
+#: How long one of Docker's requests may take; mkfs of a large volume included.
+DOCKER_SECONDS = 120.0
 LOOK_SECONDS = 2.0
 
 
@@ -47,8 +52,10 @@ class Driver:
     staging: "Staging | None"
 
 
-def serve(config: Config, *, roles: frozenset[str]) -> int:
+def serve(config: Config, *, roles: frozenset[str], docker: bool = False) -> int:
     """Serve until SIGTERM or SIGINT. Returns the exit code. Raises DriverError when it can't start.
+
+    docker: serve Docker's volume plugin API too.
 
     The handlers only write to a pipe; everything else happens here, in the main thread. (Not a threading.Event: a
     signal that comes while the main thread is about to wait for it finds its lock taken, by that same thread.)
@@ -57,17 +64,31 @@ def serve(config: Config, *, roles: frozenset[str]) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: os.write(end, b"!"))
     log.set_up(level=config.log_level, json=config.log_format == "json")
+    if config.tools == "host" and (problem := host_problem()):
+        raise Unavailable(problem)
     claim_state_folder(config.state_dir, roles)
     if "controller" in roles and any(pool.export == "tgt" for pool in config.pools.values()):
-        claim_tgtd(config.controller.tgt_socket)
+        # The host's tgtd is claimed on the host: another container, or the host itself, may have a controller too.
+        folder = HOST_ROOT / "run" if config.tools == "host" else Path("/run")
+        claim_tgtd(config.controller.tgt_socket, folder=folder)
     driver = build(config, roles=roles, boundary=boundary_from(os.environ))
     server = Server(
-        config.endpoint, calls=driver.calls, registrations=list(registrations(driver, config)), tls=config.tls
+        config.endpoint,
+        calls=driver.calls,
+        registrations=list(registrations(driver, config)),
+        tls=config.tls,
+        listen=config.listen,
     )
     server.start()  # sets the umask for a moment, so before there are other threads
+    kubelets = _register_with_kubelet(config) if "node" in roles else []
     background = start_background(driver)
+    plugin = _start_docker(config, background) if docker else None
     os.read(ending, 1)
     log.get_logger("wire").info("stopping")
+    for kubelet in kubelets:
+        kubelet.stop()
+    if plugin is not None:
+        plugin.shutdown()
     background.stop(wait_seconds=0.0)
     clean = server.stop(end_children=driver.runner.end_read_only)
     background.stop()
@@ -77,12 +98,12 @@ def serve(config: Config, *, roles: frozenset[str]) -> int:
 
 def build(config: Config, *, roles: frozenset[str], boundary: Boundary = no_boundary) -> Driver:
     """Make the parts for these roles ("controller", "node"). Starts no thread and no process."""
-    runner = SubprocessRunner(boundary=boundary)
+    runner = SubprocessRunner(boundary=boundary, host_tools=config.tools == "host")
     locks = VolumeLocks(config.state_dir / "locks")
     volumes = _volumes(config, runner, locks, boundary) if "controller" in roles else None
     staging = _staging(config, runner, locks, roles, boundary) if "node" in roles else None
     return Driver(
-        calls=Calls(),
+        calls=Calls(caller_of=caller_of),
         runner=runner,
         boundary=boundary,
         readiness=Readiness([part.problems for part in (volumes, staging) if part is not None]),
@@ -130,6 +151,48 @@ def start_background(driver: Driver) -> Background:
         # A thread of its own: a sweep may wait for the very disks whose sessions this brings back.
         background.every(TEND_SECONDS, "sessions", Unstick(boundary=driver.boundary).turn)
     return background
+
+
+def _register_with_kubelet(config: Config) -> "list[KubeletRegistration]":
+    """Tell kubelet of us, by the name of each SNODE's driver: we attach the volumes of all of them."""
+    if config.node.kubelet_registry is None:
+        return []
+    from csi.rpc.kubelet import KubeletRegistration
+
+    names = config.node.kubelet_drivers or (config.driver_name,)
+    made = [KubeletRegistration(config.node.kubelet_registry, name=name, endpoint=config.endpoint) for name in names]
+    for registration in made:
+        registration.start()
+    return made
+
+
+# -- Docker ------------------------------------------------------------------------------------------------------
+
+
+def _start_docker(config: Config, background: Background) -> "ApiServer":
+    """Serve Docker, as a client of the driver that this process serves itself, and of its SNODE if it is elsewhere."""
+    from csi.client import Client
+    from csi.docker.api import Api, ApiServer
+    from csi.docker.containers import is_shown
+    from csi.docker.plugin import Plugin
+    from csi.rpc import unix_socket
+
+    own = Client(config.endpoint, tls=config.tls, timeout_seconds=DOCKER_SECONDS)
+    remote = config.docker.controller
+    plugin = Plugin(
+        controller=Client(remote, tls=config.tls, timeout_seconds=DOCKER_SECONDS) if remote else own,
+        node=own,
+        records=RecordStore(config.state_dir / "docker" / "uses"),
+        folder=config.state_dir / "docker",
+        boot=Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip(),
+        is_shown=is_shown,
+    )
+    unix_socket.claim(config.docker.socket)
+    server = ApiServer(config.docker.socket, Api(plugin))
+    server.start()
+    background.every(TEND_SECONDS, "docker", lambda _deadline: plugin.tend())
+    log.get_logger("wire").info("serving Docker", socket=str(config.docker.socket))
+    return server
 
 
 # -- SNODE -------------------------------------------------------------------------------------------------------
@@ -218,7 +281,7 @@ def _staging(
     return Staging(
         _connectors(config, runner, roles, boundary),
         filesystems=Filesystems(runner),
-        mounts=Mounts(runner, boundary=boundary),
+        mounts=Mounts(runner, root=HOST_ROOT if config.tools == "host" else Path("/"), boundary=boundary),
         records=records,
         locks=locks,
         key=NodeKey.load(records),

@@ -41,7 +41,7 @@ class Identity:
         self._verify_mode(name, attachment)
         if multipath := self._devices.multipath_map(name):
             raise InUse(
-                f"volume {volume_id}: multipathd has taken {name} into {multipath}; blacklist the vendor IET in "
+                f"volume {volume_id}: multipathd has taken {name} into {multipath}; blacklist the vendor SNODE in "
                 f"/etc/multipath.conf, run `multipath -f {multipath.split(' ')[0]}`, and repeat"
             )
         if not session.logged_in:

@@ -54,6 +54,13 @@ class Export(Protocol):
         """Whether the server was started anew since `reconcile` last did all: a hint, which costs next to nothing."""
         ...
 
+    def idle_seconds(self, publication: Publication) -> float | None:
+        """Seconds since the node's session was last heard of; None when nothing can be said. Never too much.
+
+        Counts from the end of the first `reconcile` at the earliest; see csi.exports.liveness.
+        """
+        ...
+
     def problems(self, deadline: Deadline) -> list[str]:
         """What is wrong with the server, each as `what is wrong -> the repair`; empty when all is well."""
         ...

@@ -42,6 +42,11 @@ class NoExport:
         """There is no server."""
         return False
 
+    def idle_seconds(self, publication: Publication) -> float | None:
+        """There are no sessions."""
+        del publication
+        return None
+
     def problems(self, deadline: Deadline) -> list[str]:
         """Nothing can be wrong."""
         del deadline

@@ -15,6 +15,7 @@ from csi.deadline import Deadline
 from csi.errors import CommandFailed, DriverError, Invalid, NoSpace, Unavailable
 from csi.exports import tgt_client, tgt_show
 from csi.exports.at_once import Guard, at_once, collected
+from csi.exports.liveness import Liveness
 from csi.exports.tgt_client import TgtClient
 from csi.exports.tgt_compare import LUN, differences
 from csi.exports.tgt_target import OUR_ACCOUNT, Shown, Targets
@@ -58,8 +59,10 @@ class TgtExport:
             parse_portal(portal)
         self._client = TgtClient(socket, boundary=boundary)
         self._targets = Targets(self._client)
+        self._liveness = Liveness(self._client, ports={parse_portal(portal)[1] for portal in portals})
         self._socket = socket
         self._born = _birth(socket)  # of the tgtd that the last `reconcile` saw
+        self._left: frozenset[str] | None = None  # the targets that it left in that tgtd; None: it saw none yet
         self._portals = tuple(portals)
         self._runner = runner
         self._max_exports = max_exports
@@ -69,6 +72,7 @@ class TgtExport:
         # Work that was cut off may have left tgtd offline, or accounts: looked at once, and after each failure.
         self._look_deep = True
         self._version: tuple[int, ...] | None = None
+        self._blind = ""  # why it can't be told who is alive
         self._log = get_logger("tgt")
 
     def ensure(self, publication: Publication, deadline: Deadline) -> tuple[IscsiPath, ...]:
@@ -120,13 +124,16 @@ class TgtExport:
             # Read under the lock: every target made by then has its record, and none that is missing is being removed.
             wanted = {publication.target: publication for publication in read_wanted()}
             shown = self._targets.all(deadline)
+            self._look_alive(shown, born, deadline)
+            if not born == self._born == _birth(self._socket):
+                self._left = None
             deep, self._look_deep = self._look_deep, True
             restored = self._restore(wanted, shown, failures, deadline)
             self._audit(wanted, shown, deadline)
             if deep or restored:
                 self._look_after_crash(wanted.values(), deadline)
             self._look_deep = False
-            self._born = born
+            self._born, self._left = born, frozenset(wanted)
         known = {*wanted, *spare, *self._busy}
         strays = [name for _, name in shown if _ours(name) and name not in known]
         for name in strays:
@@ -142,6 +149,21 @@ class TgtExport:
         """See Export.restarted. Never connects: tgtd makes its socket anew at each start."""
         born = _birth(self._socket)
         return born is not None and born != self._born
+
+    def _look_alive(self, shown: Shown, born: object, deadline: Deadline) -> None:
+        """Take note of who is alive. Without it nothing can be said of anybody, and everything else works."""
+        failure = ""
+        try:
+            self._liveness.look(shown, deadline, born=born)
+        except DriverError as error:
+            failure = str(error)
+        if failure and failure != self._blind:
+            self._log.warning("can't tell which nodes are alive", why=failure)
+        self._blind = failure
+
+    def idle_seconds(self, publication: Publication) -> float | None:
+        """See Export.idle_seconds."""
+        return self._liveness.idle_seconds(publication.target)
 
     def problems(self, deadline: Deadline) -> list[str]:
         """See Export.problems."""
@@ -262,9 +284,11 @@ class TgtExport:
                 failures.append(f"target {name}: its device {publication.device} is not there")
         if not todo:
             return False
-        missing = len({publication.target for publication in todo} - self._targets.numbers(deadline).keys())
+        absent = {publication.target for publication in todo} - self._targets.numbers(deadline).keys()
+        # Those that were not there before are of publishes under way: no login comes to them yet.
+        missing = len(absent if self._left is None else absent & self._left)
         # A login that meets a target half made, or none yet, fails for good on the node; one whose TCP connection is
-        # dropped is repeated. A single one that is missing beside others is a publish under way: no login comes yet.
+        # dropped is repeated. A single one that is missing beside others is most likely a publish under way, too.
         shut = missing > 1 or (missing == 1 and len(wanted) == 1)
         if shut:
             self._log.warning("tgtd lost targets, restoring them", missing=missing, wanted=len(wanted))

@@ -74,6 +74,7 @@ class Connection:
     sid: int
     cid: int
     initiator: str
+    address: str = ""  # of the initiator's end, as tgtd writes it
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ def parse_connections(text: str) -> tuple[Connection, ...]:
         for node in session.children:
             cid = _number(node.text, "Connection")
             if cid is not None:
-                found.append(Connection(sid, cid, node.value("Initiator") or ""))
+                found.append(Connection(sid, cid, node.value("Initiator") or "", node.value("IP Address") or ""))
     return tuple(found)
 
 

@@ -21,6 +21,7 @@ __all__ = ["Mount", "Mounts"]
 # --internal-only: no /sbin/mount.* helper. --no-mtab: nothing in /run/mount/utab, whose paths would be descriptors.
 _MOUNT = ("mount", "--no-canonicalize", "--no-mtab", "--internal-only")
 _UNMOUNT = helper(__file__, "unmount_helper.py")
+_OWN_TABLE = Path("/proc/self/mountinfo")
 #: Replaying a journal and writing out the page cache take long on slow disks; these are changing commands, so they
 #: are not cut short by the deadline of one request.
 _SECONDS = 600.0
@@ -39,14 +40,19 @@ class Mounts:
         self,
         runner: Runner,
         *,
-        table: Path = Path("/proc/self/mountinfo"),
+        root: Path = paths.ROOT,
+        table: Path | None = None,
         number_of: Callable[[Path], str | None] = device_number,
         boundary: Boundary = no_boundary,
     ) -> None:
-        """table: the kernel's mount table. number_of: a device's "MAJOR:MINOR", None when there is no such device."""
+        """root: the root folder of the mounts; in a container the host's, so that these are mounts of the host itself.
+
+        table: the kernel's mount table. number_of: a device's "MAJOR:MINOR", None when there is no such device."""
         self._runner = runner
-        self._table = table
         self._boundary = boundary
+        self._root = root
+        # /proc/1/root is the root of the process whose mounts are listed beside it.
+        self._table = table or (_OWN_TABLE if root == paths.ROOT else root.with_name("mountinfo"))
         self._number_of = number_of
 
     def all(self) -> list[Mount]:
@@ -88,7 +94,7 @@ class Mounts:
         if layers:
             self._check_mounted(layers[-1], device, number, fs_type, readonly)
             return
-        with paths.opened(target) as fd:
+        with paths.opened(target, root=self._root) as fd:
             argv = [*_MOUNT, f"--types={fs_type}", f"--options={options}", f"--source={device}"]
             # The option rw alone lets mount(8) fall back to read-only on a write-protected device.
             argv += ["--read-only" if readonly else "--read-write", f"--target=/proc/self/fd/{fd}"]
@@ -143,8 +149,10 @@ class Mounts:
             if not layers:
                 return
             top = layers[-1]
-            with paths.parent_of(target) as (parent, name):
+            with paths.parent_of(target, root=self._root) as (parent, name):
                 argv = [*_UNMOUNT, f"/proc/self/fd/{parent}/{name}"]
+                if self._root != paths.ROOT:
+                    argv.append(str(self._root.with_name("ns") / "mnt"))
                 result = self._run(argv, deadline, fds=(parent,))
             if any(layer.mount_id == top.mount_id for layer in self.at(target)):
                 raise self._unmount_failed(top, result)
@@ -152,30 +160,30 @@ class Mounts:
 
     def ensure_directory(self, path: Path) -> None:
         """Make the folder and its parents, mode 0750, following no link; a folder that is there is fine."""
-        paths.ensure_directory(path, boundary=self._boundary)
+        paths.ensure_directory(path, root=self._root, boundary=self._boundary)
 
     def ensure_file(self, path: Path) -> None:
         """Make the empty file, mode 0600, and its parent folders, following no link; a file that is there is fine."""
-        paths.ensure_file(path, boundary=self._boundary)
+        paths.ensure_file(path, root=self._root, boundary=self._boundary)
 
     def remove_target(self, path: Path) -> None:
         """Remove the empty folder or file; absent is fine. Raises InUse when it is mounted or holds anything."""
         layers = self.at(path)
         if layers:
             raise InUse(f"{path}: {layers[-1].source} is still mounted there; unmount it first")
-        paths.remove_target(path, boundary=self._boundary)
+        paths.remove_target(path, root=self._root, boundary=self._boundary)
 
     def _run(self, argv: Sequence[str], deadline: Deadline, *, fds: Sequence[int]) -> Result:
         return self._runner.run(argv, deadline=deadline, ok=None, timeout=_SECONDS, pass_fds=fds)
 
     def _bind(self, source: Path, target: Path, deadline: Deadline) -> Result:
-        with paths.opened(source) as origin, paths.opened(target) as fd:
+        with paths.opened(source, root=self._root) as origin, paths.opened(target, root=self._root) as fd:
             argv = [*_MOUNT, "--options=bind", f"--source=/proc/self/fd/{origin}", f"--target=/proc/self/fd/{fd}"]
             return self._run(argv, deadline, fds=(origin, fd))
 
     def _make_readonly(self, top: Mount, target: Path, deadline: Deadline) -> None:
         kept = [option for option in _PER_MOUNT if option in top.options]
-        with paths.opened(target) as fd:
+        with paths.opened(target, root=self._root) as fd:
             argv = [*_MOUNT, f"--options={','.join(['remount', 'bind', 'ro', *kept])}", "--source=none"]
             argv.append(f"--target=/proc/self/fd/{fd}")
             result = self._run(argv, deadline, fds=(fd,))

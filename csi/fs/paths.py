@@ -17,6 +17,9 @@ from pathlib import Path
 from csi.errors import DriverError, InUse, Invalid, NotFound, Unavailable
 from csi.run import Boundary, no_boundary, step
 
+#: Where paths begin; another one for the host's folders, from a container.
+ROOT = Path("/")
+
 _SYSTEM = ("proc", "sys", "dev", "etc", "usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32", "boot")
 _FORBIDDEN = tuple(Path("/") / name for name in _SYSTEM)
 _LONGEST_PATH = 4095  # PATH_MAX without the closing NUL
@@ -46,14 +49,16 @@ def check_target(path: Path, *, roots: Sequence[Path] = ()) -> None:
 
 
 @contextmanager
-def parent_of(path: Path, *, create: bool = False, boundary: Boundary = no_boundary) -> Iterator[tuple[int, str]]:
+def parent_of(
+    path: Path, *, create: bool = False, root: Path = ROOT, boundary: Boundary = no_boundary
+) -> Iterator[tuple[int, str]]:
     """The folder that holds the last component, as an O_PATH descriptor, and the name of that component.
 
-    create: make missing folders, mode 0750. Raises NotFound when a folder is missing, Invalid for a malformed path or a
-    symbolic link on the way.
+    create: make missing folders, mode 0750. root: the folder that the path is meant from.
+    Raises NotFound when a folder is missing, Invalid for a malformed path or a symbolic link on the way.
     """
     *folders, name = _components(path)
-    here = os.open("/", _FOLDER)
+    here = os.open(root, _FOLDER & ~os.O_NOFOLLOW)  # /proc/1/root is a link, and no container's to swap
     try:
         walked = Path("/")
         for folder in folders:
@@ -67,12 +72,12 @@ def parent_of(path: Path, *, create: bool = False, boundary: Boundary = no_bound
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[int]:
+def opened(path: Path, *, root: Path = ROOT) -> Iterator[int]:
     """An O_PATH descriptor of what stands at `path` (of the mount on top of it, if any); never through a link.
 
     Raises NotFound when it is missing, Invalid for a link.
     """
-    with parent_of(path) as (parent, name):
+    with parent_of(path, root=root) as (parent, name):
         try:
             fd = os.open(name, _ANY, dir_fd=parent)
         except FileNotFoundError as error:
@@ -87,15 +92,15 @@ def opened(path: Path) -> Iterator[int]:
         os.close(fd)
 
 
-def ensure_directory(path: Path, *, boundary: Boundary = no_boundary) -> None:
+def ensure_directory(path: Path, *, root: Path = ROOT, boundary: Boundary = no_boundary) -> None:
     """Make the folder `path` (mode 0750) with all parents. Raises Invalid when a link or a file is in the way."""
-    with parent_of(path, create=True, boundary=boundary) as (parent, name):
+    with parent_of(path, create=True, root=root, boundary=boundary) as (parent, name):
         os.close(_enter(parent, name, path, path, create=True, boundary=boundary))
 
 
-def ensure_file(path: Path, *, boundary: Boundary = no_boundary) -> None:
+def ensure_file(path: Path, *, root: Path = ROOT, boundary: Boundary = no_boundary) -> None:
     """Make the empty file `path` (mode 0600) with all parent folders; a file or device node there already is fine."""
-    with parent_of(path, create=True, boundary=boundary) as (parent, name):
+    with parent_of(path, create=True, root=root, boundary=boundary) as (parent, name):
         try:
             with step(boundary, "target-file"):
                 os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=parent))
@@ -109,13 +114,13 @@ def ensure_file(path: Path, *, boundary: Boundary = no_boundary) -> None:
             raise _trouble(path, error) from error
 
 
-def remove_target(path: Path, *, boundary: Boundary = no_boundary) -> None:
+def remove_target(path: Path, *, root: Path = ROOT, boundary: Boundary = no_boundary) -> None:
     """Remove the empty folder or empty file at `path`; absent is fine. Never recursive, and never through a link.
 
     Raises InUse when it holds anything or is a mount point, Invalid for a link.
     """
     try:
-        with parent_of(path) as (parent, name):
+        with parent_of(path, root=root) as (parent, name):
             found = os.stat(name, dir_fd=parent, follow_symlinks=False)
             if stat.S_ISLNK(found.st_mode):
                 raise _link(path, path)

@@ -22,6 +22,7 @@ from csi.errors import DriverError
 from csi.locks import Slots
 from csi.log import get_logger
 from csi.model import VOLUME_ID
+from csi.rpc.access import LOCAL, Caller, check, trim, widened
 from csi.rpc.redact import hidden_values, redacted, without
 from csi.rpc.status import code_of
 
@@ -40,8 +41,15 @@ class Calls:
     """What the RPCs of one process share: the slots, the stop flag, the longest time of a request, who is at work."""
 
     def __init__(
-        self, *, slots: int = SLOTS, longest_seconds: float = DEFAULT_SECONDS, stop: threading.Event | None = None
+        self,
+        *,
+        slots: int = SLOTS,
+        longest_seconds: float = DEFAULT_SECONDS,
+        stop: threading.Event | None = None,
+        caller_of: Callable[[grpc.ServicerContext], Caller] = lambda _context: LOCAL,
     ) -> None:
+        """caller_of: who calls; over a unix socket it is root."""
+        self.caller_of = caller_of
         self.slots = Slots(slots)
         self.longest_seconds = longest_seconds
         self.stop = stop or threading.Event()
@@ -107,7 +115,15 @@ def method(
         @functools.wraps(function)
         def handler(self: S, request: Q, context: grpc.ServicerContext) -> R:
             deadline = self.calls.deadline(context)
-            outcome = _call(function, self, request, deadline, slot=slot, level=level, failure_level=failure_level)
+            caller = self.calls.caller_of(context)
+
+            def checked(self: S, request: Q, deadline: Deadline) -> R:
+                check(request, caller)
+                response = function(self, widened(request, caller), deadline)
+                trim(request, response, caller)
+                return response
+
+            outcome = _call(checked, self, request, deadline, slot=slot, level=level, failure_level=failure_level)
             if isinstance(outcome, _Failure):
                 # Last statement of the outermost frame: abort raises a bare Exception, which nothing may catch.
                 context.abort(outcome.code, outcome.message)
@@ -128,7 +144,7 @@ def _call(
     level: int,
     failure_level: int,
 ) -> R | _Failure:
-    name, volume = function.__name__, _volume_of(request)
+    name, volume = type(request).__name__.removesuffix("Request"), _volume_of(request)
     began = time.monotonic()
     bound = structlog.contextvars.bound_contextvars(method=name, **({"volume": volume} if volume else {}))
     with bound, servicer.calls.counted(f"{name} {volume}".strip()):

@@ -4,6 +4,9 @@ import grpc
 
 from csi import errors
 
+#: The trailing metadata of a Probe that is answered with ready=false: why, in UTF-8.
+PROBLEMS = "snode-problems-bin"
+
 #: One row for each class; a subclass without a row of its own takes its nearest ancestor's.
 CODES: dict[type[errors.DriverError], grpc.StatusCode] = {
     errors.Invalid: grpc.StatusCode.INVALID_ARGUMENT,
@@ -15,6 +18,7 @@ CODES: dict[type[errors.DriverError], grpc.StatusCode] = {
     errors.Busy: grpc.StatusCode.ABORTED,
     errors.Stale: grpc.StatusCode.ABORTED,
     errors.Timeout: grpc.StatusCode.DEADLINE_EXCEEDED,
+    errors.Forbidden: grpc.StatusCode.PERMISSION_DENIED,
     errors.Unsupported: grpc.StatusCode.UNIMPLEMENTED,
     errors.Unavailable: grpc.StatusCode.UNAVAILABLE,
     errors.DataLoss: grpc.StatusCode.DATA_LOSS,

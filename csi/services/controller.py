@@ -136,7 +136,8 @@ class Controller(csi_pb2_grpc.ControllerServicer):
         ]
         return pb.ListVolumesResponse(entries=entries, next_token=page.next_token)
 
-    @method()
+    # Kubernetes asks for each StorageClass and node, every minute.
+    @method(level=logging.DEBUG)
     def GetCapacity(self, request: pb.GetCapacityRequest, deadline: Deadline) -> pb.GetCapacityResponse:
         """CSI spec, GetCapacity."""
         values.check_sizes(request)

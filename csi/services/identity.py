@@ -2,13 +2,15 @@
 
 import logging
 
+import grpc
+
 from csi import __version__
 from csi.background import Readiness
 from csi.deadline import Deadline
-from csi.errors import InUse
 from csi.pb import csi_pb2 as pb
 from csi.pb import csi_pb2_grpc
 from csi.rpc.method import Calls, method
+from csi.rpc.status import PROBLEMS
 
 #: How long the very first Probe waits for the first look at the parts; later ones answer from its latest result.
 _FIRST_LOOK_SECONDS = 0.3
@@ -45,14 +47,22 @@ class Identity(csi_pb2_grpc.IdentityServicer):
             ]
         )
 
+    def Probe(self, request: pb.ProbeRequest, context: grpc.ServicerContext) -> pb.ProbeResponse:
+        """CSI spec, Probe: whether we are ready; if not, why stands in the trailing metadata.
+
+        Never the error FAILED_PRECONDITION: Kubernetes' sidecars end at it, are started again later and later, and
+        nothing is attached or detached for minutes after tgtd or iscsid is back. At ready=false they ask again.
+        """
+        response = self._probe(request, context)
+        if not response.ready.value:
+            told = "; ".join(self._readiness.problems() or ())
+            context.set_trailing_metadata(((PROBLEMS, told.encode()),))
+        return response
+
     # Asked every few seconds: what keeps us from being ready is logged once, when it is found.
     @method(slot=False, level=logging.DEBUG, failure_level=logging.DEBUG)
-    def Probe(self, request: pb.ProbeRequest, deadline: Deadline) -> pb.ProbeResponse:
-        """OK when ready, ready=false before the first look at the parts, FAILED_PRECONDITION with the reasons else."""
+    def _probe(self, request: pb.ProbeRequest, deadline: Deadline) -> pb.ProbeResponse:
         problems = self._readiness.problems(wait_seconds=min(_FIRST_LOOK_SECONDS, deadline.remaining()))
-        if problems:
-            # "Missing required dependency" and "Plugin not healthy" are FAILED_PRECONDITION in CSI's table for Probe.
-            raise InUse("; ".join(problems))
         response = pb.ProbeResponse()
-        response.ready.value = problems is not None
+        response.ready.value = problems == []  # None: before the first look
         return response

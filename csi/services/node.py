@@ -73,6 +73,7 @@ class Node(csi_pb2_grpc.NodeServicer):
             target_path=target_path,
             capability=capability,
             readonly=request.readonly,
+            publish_context=dict(request.publish_context),
             deadline=deadline,
         )
         return pb.NodePublishVolumeResponse()

@@ -15,6 +15,8 @@ from csi.fs.flags import check_mount_flags
 from csi.fs.format import DEFAULT_FS, FS_TYPES
 from csi.model import VOLUME_ID, AccessMode, Capability, NodeId, Volume
 from csi.pb import csi_pb2 as pb
+from csi.takeover import PARAMETER as TAKEOVER
+from csi.takeover import after_seconds
 
 #: CSI spec, "Size Limits".
 _LONGEST_STRING = 128
@@ -27,7 +29,7 @@ _OWN_TEXTS = frozenset({"volume_id", "node_id", "starting_token"})
 _UNREAD_MAPS = frozenset({"volume_context"})
 
 #: StorageClass parameters that have a meaning; those with the prefix come from Kubernetes' provisioner, with none here.
-PARAMETERS = frozenset({"pool"})
+PARAMETERS = frozenset({"pool", "fs_type", TAKEOVER})
 _PROVISIONER_PREFIX = "csi.storage.k8s.io/"
 
 
@@ -167,7 +169,14 @@ def parameters(fields: Mapping[str, str]) -> dict[str, str]:
         if key not in PARAMETERS and not key.startswith(_PROVISIONER_PREFIX):
             known = ", ".join(sorted(PARAMETERS))
             raise Invalid(f"parameters: {key[:80]!a} is unknown; this driver knows: {known}")
+    if fields.get("fs_type", DEFAULT_FS) not in FS_TYPES:
+        raise Invalid(f"parameters.fs_type: {fields['fs_type'][:80]!a} is none of {', '.join(FS_TYPES)}")
+    after_seconds(fields)
     return {key: value for key, value in fields.items() if key in PARAMETERS}
+
+
+def _kept(parameters: Mapping[str, str]) -> dict[str, str]:
+    return {key: parameters[key] for key in ("fs_type", TAKEOVER) if key in parameters}
 
 
 def requisite(message: pb.TopologyRequirement) -> list[dict[str, str]]:
@@ -178,10 +187,10 @@ def requisite(message: pb.TopologyRequirement) -> list[dict[str, str]]:
 
 
 def volume_message(volume: Volume, topology: Mapping[str, str]) -> pb.Volume:
-    """The CSI form of a volume. Its context is for people only (which claim, which pool); nothing reads it back."""
+    """The CSI form of a volume. Its context is for clients: which claim, which pool, which filesystem."""
     return pb.Volume(
         volume_id=volume.volume_id,
         capacity_bytes=volume.size_bytes,
-        volume_context={"name": volume.name, "pool": volume.pool},
+        volume_context={"name": volume.name, "pool": volume.pool, **_kept(volume.parameters)},
         accessible_topology=[pb.Topology(segments=topology)] if topology else [],
     )

@@ -24,10 +24,11 @@ _SERVICES = pb.DESCRIPTOR.services_by_name
 class Reply:
     """What a call ended with."""
 
-    def __init__(self, message: Any, code: grpc.StatusCode, details: str) -> None:
+    def __init__(self, message: Any, code: grpc.StatusCode, details: str, trailing: Any = ()) -> None:
         self.message = message
         self.code = code
         self.details = details
+        self.trailing = dict(trailing or ())
 
 
 class Driver:
@@ -56,8 +57,8 @@ class Driver:
 
     def call(self, request: Message, *, timeout: float | None = 10.0) -> Reply:
         """Run the RPC whose request this is."""
-        message, _trailing, code, details = self.begin(request, timeout=timeout).termination()
-        return Reply(message, code, details)
+        message, trailing, code, details = self.begin(request, timeout=timeout).termination()
+        return Reply(message, code, details, trailing)
 
     def ok(self, request: Message) -> Any:
         """The response of an RPC that must succeed."""

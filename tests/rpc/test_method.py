@@ -23,6 +23,7 @@ CSI_TABLE = {
     errors.Busy: "ABORTED",
     errors.Stale: "ABORTED",
     errors.Timeout: "DEADLINE_EXCEEDED",
+    errors.Forbidden: "PERMISSION_DENIED",
     errors.Unsupported: "UNIMPLEMENTED",
     errors.Unavailable: "UNAVAILABLE",
     errors.DataLoss: "DATA_LOSS",

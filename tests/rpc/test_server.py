@@ -18,6 +18,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from csi import certs
 from csi.deadline import Deadline, wait_until
 from csi.errors import Invalid, Unavailable
 from csi.pb import csi_pb2 as pb
@@ -211,10 +212,13 @@ def test_tcp_without_tls_is_refused() -> None:
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TlsFiles]:
     """A CA with a certificate of its own ("ours"), and another CA with one ("foreign")."""
-    from tests.rpc.certificates import make
-
-    folder = tmp_path_factory.mktemp("tls")
-    return {name: make(folder / name) for name in ("ours", "foreign")}
+    made = {}
+    for name in ("ours", "foreign"):
+        folder = tmp_path_factory.mktemp(name)
+        certs.init(folder)
+        certs.issue(folder, "both", roles=["server", "admin"], addresses=["localhost"])
+        made[name] = certs.files_of(folder, "both")
+    return made
 
 
 def credentials(trust: TlsFiles, own: TlsFiles | None) -> grpc.ChannelCredentials:

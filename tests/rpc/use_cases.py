@@ -148,6 +148,7 @@ class MemoryStaging:
         target_path: Path,
         capability: Capability,
         readonly: bool,
+        publish_context: Mapping[str, str],
         deadline: Deadline,
     ) -> None:
         if self.staged.get(staging_path) != volume_id:

@@ -129,6 +129,23 @@ def publish(ground: SnodeGround, *, capability: Capability = WRITER) -> None:
     ground.snode.publish(VOLUME, capability=capability)
 
 
+def create_to_be_taken(ground: SnodeGround) -> None:
+    """A volume that another node may take from one that has fallen silent."""
+    ground.snode.volumes.create(
+        name="a", required_bytes=SIZE_BYTES, limit_bytes=0, capabilities=[WRITER], parameters={"takeover": "15s"},
+        requisite=[], deadline=soon(),
+    )  # fmt: skip
+
+
+def take_over(ground: SnodeGround) -> None:
+    """Publish to another node, the holder being silent."""
+    snode = ground.snode
+    snode.export.idle_seconds = lambda publication: (  # type: ignore[method-assign]
+        60.0 if publication.node.name == snode.node.name else 0.0
+    )
+    snode.publish(VOLUME, snode.other)
+
+
 def unpublish(ground: SnodeGround) -> None:
     ground.snode.unpublish(VOLUME, ground.snode.node)
 
@@ -361,6 +378,7 @@ def _on_tgtd() -> Iterator[Case]:
         "ControllerPublishVolume", "unpublish killed", after(published, killed(unpublish, "record:after")), publish
     )
     yield case("ControllerPublishVolume", "stray target", after(create, stray_target), publish)
+    yield case("ControllerPublishVolume", "takeover", after(create_to_be_taken, publish, login), take_over)
     yield case("ControllerPublishVolume", "wrong target", after(published, wrong_target), publish)
     yield case(
         "ControllerPublishVolume", "growth killed", after(published, killed(expand, "image-size:after")), publish

@@ -22,7 +22,13 @@ LEFT_OUT: Mapping[str, str] = {
     "pb/*": "generated",
     "__main__.py": "the command line",
     "cli.py": "the command line",
+    "cli_*.py": "the command line",
     "client.py": "the command line",
+    "certs.py": "the command line",
+    "docker/*": "a client of the service; what kill -9 leaves of it is tested with a real dockerd (tests/clusters)",
+    "failover/*": "a client of the service and of the Kubernetes API; it keeps nothing",
+    "kube*.py": "the Kubernetes API",
+    "first_process.py": "passes signals on",
     "demo*.py": "not the service",
     "doctor*.py": LOOKS_ONLY,
     "crash.py": "the switch itself",
@@ -36,6 +42,7 @@ LEFT_OUT: Mapping[str, str] = {
     "fs/look_helper.py": "a command that only reads",
     "connectors/attribute_helper.py": "a command, with boundaries around it",
     "connectors/flush_helper.py": "a command, with boundaries around it",
+    "exports/tcp_diag.py": "asks the kernel",
     "connectors/block_device.py": "asks a disk who it is",
 }
 #: Functions whose calls are no sites, though they change something once.

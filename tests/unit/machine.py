@@ -108,6 +108,7 @@ class Machine:
             target_path=target or self.target,
             capability=capability,
             readonly=readonly,
+            publish_context={},
             deadline=soon(),
         )
 

@@ -35,10 +35,19 @@ def test_a_folder_of_somebody_else_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_others_only_read_is_accepted(tmp_path: Path) -> None:
-    """As Kubernetes makes a hostPath; the records in it have modes of their own."""
+    """The records in it have modes of their own, and what else is there may be for others."""
     tmp_path.chmod(0o755)
+    (tmp_path / "something").touch()
     assert folder_problem(tmp_path, uid=0) == ("", "")
     claim_state_folder(tmp_path, ["controller"])
+    assert tmp_path.stat().st_mode & 0o777 == 0o755
+
+
+def test_an_empty_folder_is_made_ours_alone(tmp_path: Path) -> None:
+    """As Kubernetes makes a hostPath."""
+    tmp_path.chmod(0o755)
+    claim_state_folder(tmp_path, ["node"])
+    assert tmp_path.stat().st_mode & 0o777 == 0o700
 
 
 def test_a_place_that_can_not_be_a_folder_is_told(tmp_path: Path) -> None:

@@ -208,6 +208,8 @@ def test_list_and_show_speak_json(server: tuple[Running, str]) -> None:
         "size_bytes": 10 << 30,
         "nodes": ["node-a"],
         "reachable_from": [],
+        "fs_type": "",
+        "takeover": "",
     }
 
 

@@ -167,6 +167,7 @@ def test_environment_wins_over_the_file_and_flags_over_both(tmp_path: Path) -> N
         ('endpoint = "tcp://192.0.2.1:1"', "snode.toml: tls.ca: required; an endpoint on TCP is served with"),
         ('[tls]\nca = "/ca"', "snode.toml: tls.key: required; the three go together"),
         ('driver_name = "a_b"', "snode.toml: driver_name: 'a_b' is not a domain name"),
+        ('[node]\nkubelet_drivers = ["a.b", "a_b"]', "snode.toml: node.kubelet_drivers: 'a_b' is not a domain name"),
         ('log_level = "inf"', "snode.toml: log_level: 'inf' is none of debug, info, warning, error; did you mean"),
         ("[node]\nmax_volumes = -1", "snode.toml: node.max_volumes: -1 is not between 0 and"),
         ("[node]\nmax_volumes = true", "snode.toml: node.max_volumes: must be a number, not True"),

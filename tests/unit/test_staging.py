@@ -161,7 +161,7 @@ def test_publish_needs_a_stage(machine: Machine) -> None:
     with pytest.raises(InUse, match="not mounted at"):
         machine.staging.publish(
             machine.volume_id, staging_path=machine.folder / "other", target_path=machine.target, capability=WRITER,
-            readonly=False, deadline=soon(),
+            readonly=False, publish_context={}, deadline=soon(),
         )  # fmt: skip
     machine.unstage()
 

@@ -393,6 +393,21 @@ def test_a_publish_under_way_does_not_shut_the_door(fake_daemon: FakeDaemon, exp
     assert fake_daemon.login(publications[2]).alive()
 
 
+def test_many_publishes_under_way_are_not_taken_for_a_restart(
+    fake_daemon: FakeDaemon, export: TgtExport, make: Make
+) -> None:
+    publications = [make() for _ in range(6)]
+    export.ensure(publications[0], soon())
+    export.reconcile(wanted(publications[0]), soon())
+    export.reconcile(wanted(*publications), soon())
+    assert fake_daemon.fake.count("system-update") == 0
+    # With all of them lost it is one.
+    fake_daemon.fake.targets.clear()
+    export.reconcile(wanted(*publications), soon())
+    assert fake_daemon.fake.count("system-update") == 2
+    assert all(fake_daemon.login(publication).alive() for publication in publications)
+
+
 def test_one_that_can_not_be_restored_does_not_cost_the_others(
     fake_daemon: FakeDaemon, export: TgtExport, make: Make
 ) -> None:

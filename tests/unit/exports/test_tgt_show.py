@@ -179,9 +179,9 @@ def test_connections() -> None:
         "Session: 5\n    Connection: 0\n        Initiator: iqn.a:c\n        IP Address: 192.0.2.1\n"
     )
     assert parse_connections(text) == (
-        Connection(6, 0, "iqn.a:b"),
-        Connection(6, 1, "iqn.a:b"),
-        Connection(5, 0, "iqn.a:c"),
+        Connection(6, 0, "iqn.a:b", "192.0.2.1"),
+        Connection(6, 1, "iqn.a:b", "192.0.2.1"),
+        Connection(5, 0, "iqn.a:c", "192.0.2.1"),
     )
 
 

@@ -1,0 +1,100 @@
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+import structlog
+from click.testing import CliRunner
+
+from csi import cli
+from csi.background import Readiness
+from csi.deadline import Deadline
+from csi.errors import DriverError
+from csi.pb import csi_pb2_grpc
+from csi.rpc.endpoint import Endpoint
+from csi.rpc.method import Calls
+from csi.rpc.server import Server
+from csi.services.identity import Identity
+
+_PROBLEM = "tgtd does not answer -> systemctl start tgt"
+
+
+class _Driver:
+    """A server with CSI's Identity alone, whose problems are set."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.problems: list[str] = []
+        self.readiness = Readiness([lambda _: self.problems])
+        calls = Calls()
+        identity = Identity(calls=calls, name="csi.test", readiness=self.readiness)
+        register = partial(csi_pb2_grpc.add_IdentityServicer_to_server, identity)
+        self.server = Server(endpoint, calls=calls, registrations=[register])
+        self.server.start()
+
+
+@pytest.fixture
+def driver(tmp_path: Path) -> Iterator[_Driver]:
+    made = _Driver(Endpoint(socket=tmp_path / "csi.sock"))
+    yield made
+    assert made.server.stop(grace_seconds=0)
+    structlog.reset_defaults()
+
+
+def _probe(folder: Path, *words: str) -> tuple[int, str]:
+    """Exit code and what was said, the error's sentence included."""
+    result = CliRunner().invoke(cli.snode, ["probe", "--endpoint", f"unix://{folder}/csi.sock", *words])
+    if isinstance(result.exception, DriverError):
+        return 1, str(result.exception)
+    return result.exit_code, result.output
+
+
+def test_ready_is_0(driver: _Driver, tmp_path: Path) -> None:
+    driver.readiness.look(Deadline.after(1))
+    assert _probe(tmp_path) == (0, "ready\n")
+
+
+def test_not_ready_is_1_with_the_reason_but_alive(driver: _Driver, tmp_path: Path) -> None:
+    driver.problems.append(_PROBLEM)
+    driver.readiness.look(Deadline.after(1))
+    assert _probe(tmp_path) == (1, f"unix://{tmp_path}/csi.sock: the driver is not ready: {_PROBLEM}")
+    assert _probe(tmp_path, "--alive") == (0, f"not ready, but alive: {_PROBLEM}\n")
+
+
+def test_before_the_first_look_it_is_not_ready(driver: _Driver, tmp_path: Path) -> None:
+    code, words = _probe(tmp_path)
+    assert code == 1
+    assert "not looked at its parts yet" in words
+    assert _probe(tmp_path, "--alive")[0] == 0
+
+
+@pytest.mark.parametrize("words", [(), ("--alive",)])
+def test_no_driver_is_1(tmp_path: Path, words: tuple[str, ...]) -> None:
+    code, said = _probe(tmp_path, *words)
+    assert code == 1
+    assert "nothing answers there; is the driver running" in said
+
+
+@pytest.mark.parametrize("words", [(), ("--alive",)])
+def test_a_driver_that_hangs_is_1_in_time(tmp_path: Path, words: tuple[str, ...]) -> None:
+    with socket.socket(socket.AF_UNIX) as hanging:
+        hanging.bind(str(tmp_path / "csi.sock"))
+        hanging.listen()
+        began = time.monotonic()
+        code, said = _probe(tmp_path, "--timeout", "0.5", *words)
+    assert code == 1
+    assert "did not answer in time" in said
+    assert time.monotonic() - began < 5
+
+
+def test_as_a_program_it_says_a_sentence(tmp_path: Path) -> None:
+    environment = {"PATH": "/usr/bin:/bin", "CSI_ENDPOINT": f"unix://{tmp_path}/csi.sock"}
+    done = subprocess.run(
+        [sys.executable, "-m", "csi", "probe"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"snode: unix://{tmp_path}/csi.sock: nothing answers there")
+    assert len(done.stderr.splitlines()) == 1

@@ -34,7 +34,9 @@ class Lab:
         self.network = Network()
         self.guests: list[Guest] = []
         self._programs: list[subprocess.Popen[bytes]] = []
-        self._cpus = sorted(os.sched_getaffinity(0))
+        cpus = sorted(os.sched_getaffinity(0))
+        first = os.getpid() % len(cpus)  # else the first guests of labs side by side all share one
+        self._cpus = cpus[first:] + cpus[:first]
 
     def __enter__(self) -> Self:
         return self

@@ -7,7 +7,7 @@ what may be there.
 
 import secrets
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,7 +50,15 @@ class Oracle:
     def write(self, guest: Guest, path: str, *, pause: float = 0.01) -> Command:
         """Start a writer in a guest on a file of the mounted volume (or its device); it writes until it is ended."""
         number = len(self._writers) + 1
-        writer = _Writer(f"{self.volume}/{self._nonce}/{number}/{guest.name}")
+        stamp = f"{self.volume}/{self._nonce}/{number}/{guest.name}"
+        argv = ["/usr/bin/python3", str(_PROGRAM), "write", path, stamp, str(pause)]
+        command = guest.spawn(argv, name=f"writer-{number}", on_line=self.follow(stamp))
+        self._writers[-1].command = command
+        return command
+
+    def follow(self, stamp: str) -> Callable[[str], None]:
+        """Takes the lines of a writer that somebody else started with this stamp; it is the last one from now on."""
+        writer = _Writer(stamp)
         self._writers.append(writer)
 
         def hear(line: str) -> None:
@@ -62,9 +70,7 @@ class Oracle:
                     self.errors.append(f"{writer.stamp}: {rest}")
                 self._news.notify_all()
 
-        argv = ["/usr/bin/python3", str(_PROGRAM), "write", path, writer.stamp, str(pause)]
-        writer.command = guest.spawn(argv, name=f"writer-{number}", on_line=hear)
-        return writer.command
+        return hear
 
     @property
     def acknowledged(self) -> int:
@@ -90,12 +96,20 @@ class Oracle:
         A block must hold the last acknowledged record that went there, whoever wrote it, or a later one that was not
         acknowledged yet; nothing else.
         """
-        with self._news:  # before the look: the last writer may still run
-            before = [writer.acknowledged for writer in self._writers]
+        before = self.heard()  # the last writer may still run
         out = guest.sh(["/usr/bin/python3", str(_PROGRAM), "check", path], timeout=120)
+        return self.compare(out.splitlines(), before)
+
+    def heard(self) -> list[int]:
+        """The number of the last acknowledged record of each writer."""
+        with self._news:
+            return [writer.acknowledged for writer in self._writers]
+
+    def compare(self, found: Sequence[str], before: Sequence[int]) -> int:
+        """As `judge`, of what a checker printed that somebody else started after `heard` gave `before`."""
         with self._news:
             most = [writer.most for writer in self._writers]
-        lines = [line.rsplit(" ", 1) for line in out.splitlines()]
+        lines = [line.rsplit(" ", 1) for line in found]
         writers = {writer.stamp: index for index, writer in enumerate(self._writers)}
         foreign = [" ".join(line) for line in lines if line[0] not in writers]
         assert foreign == [], f"{self.volume}: foreign or damaged records: {foreign[:5]}"
@@ -103,11 +117,11 @@ class Oracle:
         there = {number % ROUND: (index, number) for index, number in records}
         lost, stale = [], []
         for place in range(ROUND):
-            expected, found = _due(before, place), there.get(place)
-            if found is None and expected is not None:
+            expected, record = _due(before, place), there.get(place)
+            if record is None and expected is not None:
                 lost.append(self._named(expected))
-            elif found is not None and found != expected and not _is_later(found, expected, before, most):
-                stale.append(f"{self._named(found)} instead of {self._named(expected)}")
+            elif record is not None and record != expected and not _is_later(record, expected, before, most):
+                stale.append(f"{self._named(record)} instead of {self._named(expected)}")
         assert lost == [], f"{self.volume}: {len(lost)} acknowledged records are lost, first {lost[:5]}"
         assert stale == [], f"{self.volume}: {len(stale)} records that may not be there, first {stale[:5]}"
         return max((number for index, number in records if index == len(self._writers) - 1), default=0)

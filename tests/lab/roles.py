@@ -15,7 +15,7 @@ from .lab import Lab
 PORT = 3260
 # The folders that a real machine keeps over a reboot and that the guests' overlay would forget.
 KEPT = ("/var/lib/snode", "/var/lib/iscsi", "/etc/iscsi", "/etc/lvm", "/var/lib/kubelet")
-_DM_MODULES = "dm-mod dm-thin-pool dm-snapshot dm-raid raid1 raid456 loop"
+DM_MODULES = "dm-mod dm-thin-pool dm-snapshot dm-raid raid1 raid456 loop"
 # loop: the driver on a node looks for it, whatever its volumes are.
 _ISCSI_MODULES = "iscsi_tcp sd_mod crc32c loop"
 
@@ -87,12 +87,17 @@ def start_snode(snode: Guest) -> Command:
 
     RAID legs, if any, become volume group `vg1`. A second boot finds the volume groups and activates them.
     """
-    keep(snode, snode.disks[0].device)
-    snode.sh(f"modprobe -a {_DM_MODULES} && udevadm trigger --subsystem-match=block --settle")
+    prepare_snode(snode)
     ensure_vg(snode, "vg0", [snode.disks[1].device])
     if legs := [disk.device for disk in snode.disks[2:]]:
         ensure_vg(snode, "vg1", legs)
     return start_tgtd(snode)
+
+
+def prepare_snode(snode: Guest) -> None:
+    """The part of an SNODE's boot work that every one has: kept folders on its first disk, and modules."""
+    keep(snode, snode.disks[0].device)
+    snode.sh(f"modprobe -a {DM_MODULES} && udevadm trigger --subsystem-match=block --settle")
 
 
 def ensure_vg(snode: Guest, name: str, devices: Sequence[str]) -> None:

@@ -25,10 +25,10 @@ Components: main
 """
 
 
-def test_sid_source_is_the_machines_own_place(tmp_path: Path) -> None:
+def test_source_is_the_machines_own_place(tmp_path: Path) -> None:
     (tmp_path / "sources.list.d").mkdir()
     (tmp_path / "sources.list.d/debian.sources").write_text(STANZA)
-    name, text = apt.sid_source(tmp_path, "bookworm")
+    name, text = apt.find_source("sid", tmp_path, "bookworm")
     assert name == "sid.sources"
     assert text == (
         "Types: deb\nUris: http://mirror.example/debian\nSuites: sid\nComponents: main\n"
@@ -37,17 +37,18 @@ def test_sid_source_is_the_machines_own_place(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("options", ["", "[signed-by=/k.gpg arch=amd64] "])
-def test_sid_source_from_a_one_line_list(tmp_path: Path, options: str) -> None:
+def test_source_from_a_one_line_list(tmp_path: Path, options: str) -> None:
     lines = ["# deb http://no.example sid main", "deb-src http://x.example trixie main"]
     lines.append(f"deb {options}http://m.example/debian trixie main")
     (tmp_path / "sources.list").write_text("\n".join(lines))
-    assert apt.sid_source(tmp_path, "trixie") == ("sid.list", f"deb {options}http://m.example/debian sid main\n")
+    found = apt.find_source("sid", tmp_path, "trixie")
+    assert found == ("sid.list", f"deb {options}http://m.example/debian sid main\n")
 
 
 def test_machine_without_debian_sources_is_told(tmp_path: Path) -> None:
     (tmp_path / "sources.list").write_text("deb http://m.example/ubuntu noble main\n")
     with pytest.raises(LabError, match="no Debian source"):
-        apt.sid_source(tmp_path, "noble-not")
+        apt.find_source("sid", tmp_path, "noble-not")
 
 
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,7 +95,8 @@ def machine() -> str:
         ),
         "unknown processor",
     )
-    return f"{len(os.sched_getaffinity(0))} cores of {model}, Linux {platform.release()}"
+    kernel = ".".join(platform.release().split(".")[:2])
+    return f"{len(os.sched_getaffinity(0))} cores of {model}, Linux {kernel}"
 
 
 def load() -> str:

@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo lab test test-clusters model soak bench lint proto image clean packages-driver packages-test \
+.PHONY: help demo lab test test-clusters sanity model soak bench lint proto image clean packages-driver packages-test \
     packages-clusters go go-tools
 
 help:  ## this list
@@ -20,6 +20,9 @@ test: packages-test $(VENV)/installed-dev go  ## everything that must hold: lint
 
 test-clusters: packages-clusters $(VENV)/installed-dev go-tools image  ## Docker, Kubernetes and Nomad for real, on real kernels (as root; 25 minutes more at the first time)
 	$(BIN)/python -m pytest -m cluster tests/clusters
+
+sanity: packages-test $(VENV)/installed-dev go  ## csi-sanity across a SNODE and a CNODE with real kernels, on every kind of pool
+	$(BIN)/python -m pytest -m soak tests/lab/test_csi_sanity.py
 
 model: packages-test $(VENV)/installed-dev  ## random requests and faults on real kernels, new ones each time, for SNODE_MODEL_SECONDS (180)
 	SNODE_MODEL_SECONDS=$${SNODE_MODEL_SECONDS:-180} $(BIN)/python -m pytest tests/lab/test_model.py

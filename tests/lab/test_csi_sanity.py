@@ -33,6 +33,7 @@ max_volumes = 4
 SIZE_BYTES = 64 << 20
 
 
+@pytest.mark.soak
 def test_csi_sanity_on_lvm_tgt_and_iscsi(lab: Lab, say: Say) -> None:
     _run(lab, say, [("thick", "mount")])
 

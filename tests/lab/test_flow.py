@@ -51,6 +51,7 @@ def test_a_lost_cnode_costs_no_acknowledged_record(lab: Lab, say: Say) -> None:
     assert cluster.leftovers() == {}
 
 
+@pytest.mark.soak
 def test_the_way_and_the_loss_beside_the_hand(lab: Lab, say: Say) -> None:
     """Prints what each step takes; asserts nothing about time. `make bench` measures it properly."""
     cluster, relays = Cluster(lab, log_level="info"), Relays()

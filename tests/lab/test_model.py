@@ -1,7 +1,7 @@
 """The model run on real kernels: any request in any order, repeated, killed, at once with others, machines that lose
 power and network, data written through all of it; and what must hold then. The same rules as tests/model/test_model.py.
 
-The normal run takes half a minute and plays the same seeds each time, `.ci/run` plays those of the commit for some
+The normal run takes some seconds and plays the same seeds each time, `.ci/run` plays those of the commit for some
 minutes, and `make soak` new ones for 20. SNODE_MODEL_SECONDS=3600 plays new ones for an hour. A failure prints its
 seed, which plays the same again on new guests (but for the instants at which things take effect), and the calls and
 events up to it:
@@ -29,7 +29,7 @@ from .conftest import seconds as took
 
 pytestmark = pytest.mark.lab
 
-_SECONDS, _SOAK_SECONDS = 20.0, 1200.0
+_SECONDS, _SOAK_SECONDS = 10.0, 1200.0
 _STEPS = 25
 #: I/O of a lost session fails early, so that a run need not wait for it.
 _NODE = "replacement_timeout = 5"

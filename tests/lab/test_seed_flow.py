@@ -101,6 +101,7 @@ def start_roles(lab: Lab, hand: Hand) -> None:
     lab.each(lab.guests, start)
 
 
+@pytest.mark.soak
 def test_volume_outlives_its_cnode(lab: Lab, hand: Hand, say: Say) -> None:
     one, two, clock = hand.one, hand.two, Clock(say)
     clock.step("boot 3 guests", lab.boot_all)

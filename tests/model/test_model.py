@@ -11,7 +11,7 @@ import pytest
 from tests.model.play import play, play_for, seconds
 from tests.model.rules import Model
 
-_SECONDS = 22.0
+_SECONDS = 14.0
 _EXAMPLES, _STEPS = 5, 40
 
 

@@ -215,6 +215,7 @@ def made_by_hand(cluster: Cluster, name: str, *, size_bytes: int = 304 * MIB) ->
     return volume_id
 
 
+@pytest.mark.soak
 def test_an_xfs_and_its_copy_are_used_on_one_node(cluster: Cluster) -> None:
     cnode, guest = cluster.cnodes[0], cluster.cnodes[0].guest
     origin = made_by_hand(cluster, "origin")
@@ -248,7 +249,8 @@ _STEPS = {"ext4": ["attribute_helper:before", "attribute_helper:after", "resize2
 _STEPS["xfs"] = [*_STEPS["ext4"][:2], "xfs_growfs:before", "xfs_growfs:after"]
 
 
-@pytest.mark.parametrize("fs_type", ["ext4", pytest.param("xfs", marks=pytest.mark.soak)])
+@pytest.mark.soak
+@pytest.mark.parametrize("fs_type", ["ext4", "xfs"])
 def test_a_growth_that_was_cut_short_is_completed(cluster: Cluster, fs_type: str) -> None:
     # Either request makes it good: the growth repeated, and a stage.
     check_growth(cluster, fs_type, {"expand": 3, "stage": 3})

@@ -1,5 +1,7 @@
 """Work beside the requests: jobs that repeat for the life of the process, and the cached answer to "are you ready?"."""
 
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -14,6 +16,21 @@ _AGAIN_SECONDS = 0.2
 
 #: One round of a job: does a little and comes back; called again and again.
 Job = Callable[[Deadline], None]
+
+
+def end_signals() -> int:
+    """A descriptor that can be read from once SIGTERM or SIGINT has come. Call it in the main thread.
+
+    The interpreter's own C code writes the byte at once. A handler in Python runs only when the main thread does, which
+    a signal that comes in the moment before its wait does not wake; and the lock of a threading.Event may be held by
+    that same thread.
+    """
+    ending, end = os.pipe()
+    os.set_blocking(end, False)
+    signal.set_wakeup_fd(end)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _number, _frame: None)
+    return ending
 
 
 class Background:

@@ -4,7 +4,6 @@ What a process does not need is not imported: a service has to start within half
 """
 
 import os
-import signal
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from csi import log
 from csi.backends.base import Backend
-from csi.background import Background, Readiness
+from csi.background import Background, Readiness, end_signals
 from csi.claims import claim_state_folder, claim_tgtd
 from csi.config import AnyPool, Config, FilesPool
 from csi.connectors.base import Connector
@@ -57,12 +56,9 @@ def serve(config: Config, *, roles: frozenset[str], docker: bool = False) -> int
 
     docker: serve Docker's volume plugin API too.
 
-    The handlers only write to a pipe; everything else happens here, in the main thread. (Not a threading.Event: a
-    signal that comes while the main thread is about to wait for it finds its lock taken, by that same thread.)
+    The signals only end the wait; everything else happens here, in the main thread.
     """
-    ending, end = os.pipe()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda _number, _frame: os.write(end, b"!"))
+    ending = end_signals()
     log.set_up(level=config.log_level, json=config.log_format == "json")
     if config.tools == "host" and (problem := host_problem()):
         raise Unavailable(problem)

@@ -3,11 +3,10 @@
 It needs the CSI endpoint of the Controller, its state folder, tgtd's socket and the host's network.
 """
 
-import os
 import select
-import signal
 
 from csi import log
+from csi.background import end_signals
 from csi.claims import claim_state_folder
 from csi.client import Client
 from csi.config import Config
@@ -27,9 +26,7 @@ _LOOK_SECONDS = 5.0
 
 def serve(config: Config) -> int:
     """Run until SIGTERM or SIGINT; returns the exit code. Raises DriverError when it can't start."""
-    ending, end = os.pipe()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda _number, _frame: os.write(end, b"!"))
+    ending = end_signals()
     log.set_up(level=config.log_level, json=config.log_format == "json")
     claim_state_folder(config.state_dir, ["failover"])
     if not config.controller.portals:

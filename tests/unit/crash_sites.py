@@ -65,7 +65,8 @@ BOUNDED_ELSEWHERE: Mapping[str, str] = {
 #: What of `os` changes nothing in the world; everything else is taken for a change, whatever Python will have.
 _OS_LOOKS = frozenset(
     ("PathLike", "_exit", "close", "dup", "environ", "fdopen", "fsdecode", "fsencode", "fspath", "fstat", "fstatvfs",
-     "geteuid", "getpid", "listdir", "lseek", "lstat", "major", "minor", "open", "path", "pipe", "set_blocking", "posix_fadvise",
+     "geteuid", "getpid", "listdir", "lseek", "lstat", "major", "minor", "open", "path", "pipe", "posix_fadvise",
+     "set_blocking",
      "pread", "preadv", "read", "readlink", "scandir", "stat", "stat_result", "statvfs", "strerror", "umask", "urandom")
 )  # fmt: skip
 _PATH = frozenset(

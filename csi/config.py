@@ -149,6 +149,7 @@ class Config:
     driver_name: str
     log_level: str
     log_format: str
+    health: str
     tools: str
     controller: ControllerConfig
     node: NodeConfig

@@ -138,6 +138,11 @@ SETTINGS: tuple[Setting, ...] = (
         flag="--log-format", choices=("text", "json"),
     ),
     _setting(
+        "", "health", Kind.TEXT, "",
+        "where probes may ask over HTTP, GET /readyz and /livez, ADDRESS:PORT such as 127.0.0.1:9809; empty = nowhere",
+        check=_address,
+    ),
+    _setting(
         "", "tools", Kind.CHOICE, "own",
         "whose LVM, iscsiadm, mkfs and mount are run: own, or in a container the host's (needs its process namespace)",
         choices=("own", "host"),

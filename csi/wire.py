@@ -79,6 +79,10 @@ def serve(config: Config, *, roles: frozenset[str], docker: bool = False) -> int
     kubelets = _register_with_kubelet(config) if "node" in roles else []
     background = start_background(driver)
     plugin = _start_docker(config, background) if docker else None
+    if config.health:
+        from csi.health import serve_health
+
+        serve_health(config)
     os.read(ending, 1)
     log.get_logger("wire").info("stopping")
     for kubelet in kubelets:

@@ -1,11 +1,11 @@
 """Figures for Prometheus, over plain HTTP, for who asks for them (failover.metrics)."""
 
-import threading
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 
-from csi.errors import Unavailable
 from csi.failover.controller import Failover
+from csi.rpc import http_pages
+from csi.rpc.http_pages import Page
 
 _TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -41,25 +41,4 @@ def figures(failover: Failover) -> str:
 
 def serve(address: str, port: int, read: Callable[[], str]) -> ThreadingHTTPServer:
     """Answer GET /metrics in a thread. Raises Unavailable when the port is taken."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            if self.path != "/metrics":
-                self.send_error(404)
-                return
-            body = read().encode()
-            self.send_response(200)
-            self.send_header("Content-Type", _TYPE)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, format: str, *args: object) -> None:
-            """Nothing: each scrape would be a line."""
-
-    try:
-        server = ThreadingHTTPServer((address, port), Handler)
-    except OSError as error:
-        raise Unavailable(f"failover.metrics {address}:{port}: {error.strerror}") from error
-    threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
-    return server
+    return http_pages.serve("failover.metrics", (address, port), {"/metrics": lambda: Page(read(), type=_TYPE)})

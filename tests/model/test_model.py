@@ -1,7 +1,7 @@
 """A random orchestrator against the whole driver: any request in any order, repeated, killed, disturbed, together with
 others; and what must hold then. Here on fakes; tests/lab/test_model.py does the same with real kernels.
 
-The normal run takes half a minute and plays the same seeds each time, so that a change is judged by what it changes.
+The normal run is short and plays the same seeds each time, so that a change is judged by what it changes.
 SNODE_MODEL_SECONDS=3600 plays new ones for an hour. A failure prints its seed, which plays the same again:
 SNODE_MODEL_SEED=… python -m pytest tests/model/test_model.py
 """
@@ -11,7 +11,7 @@ import pytest
 from tests.model.play import play, play_for, seconds
 from tests.model.rules import Model
 
-_SECONDS = 14.0
+_SECONDS = 8.0
 _EXAMPLES, _STEPS = 5, 40
 
 

@@ -172,7 +172,8 @@ def test_volumes_of_two_snodes_are_never_one_disk(cluster: Cluster) -> None:
         roles.until(cnode.guest, "test $(ls /sys/block | grep -c ^sd) = 2", "the disks")
         wwids = cnode.guest.sh("cat /sys/block/sd*/device/wwid").split()
         assert sorted(wwids) == sorted(f"naa.{scsi_id_of(volume_id)}" for volume_id in volume_ids)
-        cnode.guest.sh("udevadm settle")
         look = "for d in /dev/sd?; do udevadm info -q property -n $d | sed -n 's/^ID_SERIAL=//p'; done"
+        # udev hears of a disk a moment after it is there, so that its queue may be empty before.
+        roles.until(cnode.guest, f"test $({look} | wc -l) = 2", "udev's names for the disks")
         assert sorted(cnode.guest.sh(look).split()) == sorted(f"3{wwid.removeprefix('naa.')}" for wwid in wwids)
         cnode.guest.sh("iscsiadm -m node --logoutall=all && iscsiadm -m node -o delete")

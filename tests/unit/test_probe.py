@@ -1,10 +1,14 @@
+"""How orchestrators ask whether the driver is well: `snode probe`, and the setting `health` over HTTP."""
+
 import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from urllib.error import HTTPError
 
 import pytest
 import structlog
@@ -12,8 +16,10 @@ from click.testing import CliRunner
 
 from csi import cli
 from csi.background import Readiness
+from csi.config import load
 from csi.deadline import Deadline
-from csi.errors import DriverError
+from csi.errors import DriverError, Unavailable
+from csi.health import serve_health
 from csi.pb import csi_pb2_grpc
 from csi.rpc.endpoint import Endpoint
 from csi.rpc.method import Calls
@@ -98,3 +104,70 @@ def test_as_a_program_it_says_a_sentence(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stderr.startswith(f"snode: unix://{tmp_path}/csi.sock: nothing answers there")
     assert len(done.stderr.splitlines()) == 1
+
+
+# -- over HTTP -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def address() -> str:
+    """A free one."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return f"127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.fixture
+def health(tmp_path: Path, address: str) -> Iterator[str]:
+    """Where the pages of the driver in `tmp_path` are."""
+    environment = {"CSI_ENDPOINT": f"unix://{tmp_path}/csi.sock", "SNODE_HEALTH": address}
+    server = serve_health(load(None, environment=environment))
+    yield f"http://{address}"
+    server.shutdown()
+    server.server_close()
+
+
+def _get(url: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(url, timeout=20) as answer:
+            return answer.status, answer.read().decode()
+    except HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+def test_pages_of_a_driver_that_gets_ready(driver: _Driver, health: str) -> None:
+    code, said = _get(f"{health}/readyz")
+    assert (code, said) == (503, "not ready: it has not looked at its parts yet\n")
+    assert _get(f"{health}/livez") == (200, "not ready, but alive: it has not looked at its parts yet\n")
+    driver.readiness.look(Deadline.after(1))
+    assert _get(f"{health}/readyz") == _get(f"{health}/livez") == (200, "ready\n")
+
+
+def test_pages_of_a_driver_that_lacks_something(driver: _Driver, health: str) -> None:
+    driver.problems.append(_PROBLEM)
+    driver.readiness.look(Deadline.after(1))
+    assert _get(f"{health}/readyz") == (503, f"not ready: {_PROBLEM}\n")
+    assert _get(f"{health}/livez") == (200, f"not ready, but alive: {_PROBLEM}\n")
+
+
+def test_a_driver_that_does_not_answer_is_not_alive(health: str) -> None:
+    code, said = _get(f"{health}/livez")
+    assert code == 503
+    assert "nothing answers there; is the driver running" in said
+
+
+def test_no_other_page(health: str) -> None:
+    code, said = _get(f"{health}/metrics")
+    assert code == 404
+    assert "/readyz, /livez" in said
+
+
+def test_a_client_that_says_nothing_keeps_nobody_waiting(driver: _Driver, health: str, address: str) -> None:
+    host, _, port = address.partition(":")
+    with socket.create_connection((host, int(port))):
+        assert _get(f"{health}/livez")[0] == 200
+
+
+def test_an_address_that_is_taken(tmp_path: Path, health: str, address: str) -> None:
+    with pytest.raises(Unavailable, match=f"health {address}: can't listen there: Address already in use"):
+        serve_health(load(None, environment={"SNODE_HEALTH": address}))

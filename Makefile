@@ -19,7 +19,7 @@ test: packages-test $(VENV)/installed-dev go  ## everything that must hold: lint
 	$(BIN)/python -m pytest
 
 test-clusters: packages-clusters $(VENV)/installed-dev go-tools image  ## Docker, Kubernetes and Nomad for real, on real kernels (as root; 25 minutes more at the first time)
-	$(BIN)/python -m pytest -m cluster tests/clusters
+	$(BIN)/python -m pytest -m cluster -n 2 --dist loadscope tests/clusters tests/lab/test_systemd.py tests/lab/test_host_tools.py tests/lab/test_liveness.py
 
 sanity: packages-test $(VENV)/installed-dev go  ## csi-sanity across a SNODE and a CNODE with real kernels, on every kind of pool
 	$(BIN)/python -m pytest -m soak tests/lab/test_csi_sanity.py

@@ -1,6 +1,6 @@
 """`snode failover` against a real API server. What kubelets, SNODEs and clocks do is played, so it can be anything.
 
-On real machines: tests/clusters/test_failover_machines.py.
+On real machines: tests/clusters/test_failover.py.
 """
 
 import itertools

@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +19,8 @@ from tests.lab.kernel import PROJECT
 from tests.lab.nomad import Client, Nomad
 from tests.lab.nomad_look import leftovers, on_cnode
 from tests.lab.product_image import get_image
+
+from . import readme
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
@@ -257,3 +260,15 @@ def test_what_is_wrong_with_a_volume_is_told(nomad: Nomad, old: str, new: str, w
     code, out = nomad.run("volume", "create", "-", stdin=text.replace(old, new))
     assert code and words in out, out
     assert nomad.volumes() == []
+
+
+def test_the_commands_of_the_readme(nomad: Nomad, tmp_path: Path, say: Say) -> None:
+    """The last one: it runs the driver's jobs anew, with the pool thick alone."""
+    began = time.monotonic()
+    assert "data" in readme.run_for_nomad(nomad, _PRODUCT, tmp_path)
+    app = App(nomad)
+    app.wait_for_lines(3)
+    say(f"the task of README.md has written after {seconds(began)}")
+    app.stop()
+    nomad("volume", "delete", "data")
+    assert leftovers(nomad) == {}

@@ -1,4 +1,7 @@
-"""What README.md tells its readers to type works as it stands there: Docker, so far."""
+"""What README.md tells its readers to type works as it stands there.
+
+Docker is here; Kubernetes and Nomad are beside the tests of their clusters, so that none boots twice.
+"""
 
 import pytest
 

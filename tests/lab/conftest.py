@@ -16,11 +16,18 @@ def seconds(began: float) -> str:
 Say = Callable[[str], None]
 
 
+#: Lines of `say` travel in a test's report under this name, when it runs in one of several processes.
+SAID = "said"
+
+
 @pytest.fixture
-def say(capsys: pytest.CaptureFixture[str]) -> Say:
+def say(request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]) -> Say:
     """Prints a line for the reader of the test run, past pytest's capture."""
 
     def line(text: str) -> None:
+        if hasattr(request.config, "workerinput"):
+            request.node.user_properties.append((SAID, text))
+            return
         with capsys.disabled():
             print(f"\n    {text}", end="", flush=True)
 

@@ -26,6 +26,9 @@ _BUSYBOX = (
     "tail",
     "wc",
     "seq",
+    "test",
+    "grep",
+    "stat",
 )
 
 

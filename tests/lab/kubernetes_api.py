@@ -33,7 +33,7 @@ class Api:
         found = self.core.list_namespaced_pod("default", field_selector=f"metadata.name={name}").items
         return found[0] if found else None
 
-    def wait_pod(self, name: str, *, seconds: float = 90, other_than: str = "") -> Any:
+    def wait_pod(self, name: str, *, seconds: float = 150, other_than: str = "") -> Any:
         """A pod once it is ready. other_than: the uid of an earlier one of this name. LabError with its events."""
 
         def ready() -> Any:

@@ -97,4 +97,6 @@ def _kubelet_config() -> dict[str, object]:
         "localStorageCapacityIsolation": False,
         "evictionHard": {"memory.available": "10Mi", "nodefs.available": "1%", "imagefs.available": "1%"},
         "resolvConf": "",
+        # How soon it sees that a volume has grown; 1 to 1.5 minutes by default.
+        "syncFrequency": "10s",
     }

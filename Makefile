@@ -73,7 +73,7 @@ $(VENV)/installed: pyproject.toml | $(VENV)/bin/python packages-driver
 
 $(VENV)/installed-dev: pyproject.toml | $(VENV)/bin/python packages-test
 	@echo "installing the driver and its test tools into $(VENV)"
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev,kubernetes]' && touch $(VENV)/installed $@
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-compile -e '.[dev,kubernetes]' && touch $(VENV)/installed $@
 
 clean:  ## remove what these tasks made
 	rm -rf $(VENV) .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -128,7 +128,7 @@ def _deep(draw: Callable[..., Any]) -> list[Message]:
     return [*found, *draw(st.lists(test_fuzz.requests(), max_size=10))]
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(batch=_deep())
 def test_no_request_finds_a_defect_in_the_whole(batch: list[Message]) -> None:
     with _stack() as stack:

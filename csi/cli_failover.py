@@ -17,7 +17,7 @@ def failover(file: Path | None, **flags: Any) -> None:
 
     When a node's Lease is stale and this SNODE has heard nothing of its sessions for failover.after seconds, its
     volumes are taken from it here, then it gets the out-of-service taint, so that its pods start elsewhere; the taint
-    goes when the node is back and clean. Needs the extra kubernetes (pip install "snode-csi[kubernetes]"), root,
+    goes when the node is back and clean. Needs the extra kubernetes (pip install ".[kubernetes]" in a checkout), root,
     tgtd's socket, the state folder, and the rights in deploy/kubernetes/components/failover.
 
     Runs until SIGTERM or SIGINT.
@@ -35,6 +35,6 @@ def failover(file: Path | None, **flags: Any) -> None:
             raise
         raise Unavailable(
             "the library kubernetes is not installed, and `snode failover` needs it: "
-            'pip install "snode-csi[kubernetes]"'
+            'pip install ".[kubernetes]" in a checkout of this project'
         ) from error
     sys.exit(serve(config))

@@ -11,6 +11,7 @@ from http.server import ThreadingHTTPServer
 
 from csi.client import Client
 from csi.config import Config
+from csi.deadline import Deadline
 from csi.errors import DriverError
 from csi.model import parse_portal
 from csi.rpc.http_pages import Page, serve
@@ -18,6 +19,19 @@ from csi.rpc.http_pages import Page, serve
 #: How long the driver may take to answer its own Probe, which waits for nothing but a thread.
 _SECONDS = 5.0
 _UNAVAILABLE = 503
+
+
+class Health:
+    """The pages, once their port can be had: who has it already must not keep the driver from serving."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self.server: ThreadingHTTPServer | None = None
+
+    def turn(self, _deadline: Deadline) -> None:
+        """Begin to answer, unless it was begun. Raises Unavailable when the port is taken; a Background job."""
+        if self.server is None:
+            self.server = serve_health(self._config)
 
 
 def serve_health(config: Config) -> ThreadingHTTPServer:

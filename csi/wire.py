@@ -80,9 +80,9 @@ def serve(config: Config, *, roles: frozenset[str], docker: bool = False) -> int
     background = start_background(driver)
     plugin = _start_docker(config, background) if docker else None
     if config.health:
-        from csi.health import serve_health
+        from csi.health import Health
 
-        serve_health(config)
+        background.every(TEND_SECONDS, "health", Health(config).turn)
     os.read(ending, 1)
     log.get_logger("wire").info("stopping")
     for kubelet in kubelets:

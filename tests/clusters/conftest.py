@@ -40,7 +40,8 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 @pytest.fixture(scope="session")
 def kubernetes() -> Iterator[Kubernetes]:
     """A SNODE and two CNODEs with the driver as users deploy it, and some more StorageClasses."""
-    with running() as made:
+    # How soon kubelet sees that a volume has grown; 1 to 1.5 minutes by default.
+    with running(kubelet={"syncFrequency": "10s"}) as made:
         made.create(
             storage_class("at-once", immediate=True),
             storage_class("kept", retain=True),

@@ -103,6 +103,18 @@ def test_a_pod_sees_what_was_asked_for(ways: Kubernetes, name: str, words: str) 
     assert words.splitlines()[0] in log
 
 
+def test_the_volumes_of_classes_are_in_their_pools(ways: Kubernetes) -> None:
+    columns = "lvs --noheadings --separator=: -o lv_name,segtype,pool_lv"
+    lines = [line.strip().split(":") for line in ways.snode.sh(columns).splitlines()]
+    found = {name: (kind, pool) for name, kind, pool in lines}
+    wanted = {"thin": ("thin", "thin"), "raid1": ("raid1", ""), "xfs": ("linear", "")}
+    for name, where in wanted.items():
+        assert found[ways.volume_of(name).spec.csi.volume_handle] == where
+    in_files = ways.volume_of("files").spec.csi.volume_handle
+    assert in_files not in found
+    assert in_files in ways.snode.sh("ls /var/lib/snode/volumes")
+
+
 def test_a_part_of_a_volume(ways: Kubernetes) -> None:
     made = ways.wait_pod("part")
     assert ways.node(made.spec.node_name).sh(f"cat {volume_path(ways, made, 'part')}/a/b/file") == "x"
@@ -157,13 +169,17 @@ def test_a_kept_volume_is_read_by_many_nodes_and_then_deleted(kubernetes: Kubern
         objects.static_volume("again", claim="again", volume_id=volume_id, size="48Mi", mode=mode, readonly=True),
         claim("again", claim_spec("", mode=mode)),
     )
-    script = f"cat {objects.DATA}/file; ! touch {objects.DATA}/other 2>/dev/null; {_SHOW}"
+    script = f"cat {objects.DATA}/file; if touch {objects.DATA}/other; then echo WRITTEN; fi; {_SHOW}"
     readers = [f"reader-{cnode.name}" for cnode in kubernetes.cnodes]
     for reader, cnode in zip(readers, kubernetes.cnodes, strict=True):
         kubernetes.create(pod(reader, script, volume="again", node=cnode.name, readonly=True))
     for reader in readers:
         kubernetes.wait_pod(reader)
-        assert " ro," in kubernetes.wait_log(reader, " /data ")
+        log = kubernetes.wait_log(reader, " /data ")
+        assert " ro," in log
+        assert "WRITTEN" not in log
+    for cnode in kubernetes.cnodes:  # and not by the grace of the container's mount alone
+        assert cnode.sh("cat /sys/block/sd*/ro").split() == ["1"]
     kubernetes.delete("pod", *readers)
     kubernetes.delete("pvc", "again")
     until(
@@ -206,13 +222,13 @@ def test_thirty_claims_at_once(kubernetes: Kubernetes, say: Say) -> None:
     for number, name in enumerate(pods):
         mine = names[number * 10 : number * 10 + 10]
         script = "; ".join(f"echo {one} > /{one}/file" for one in mine)
-        made = pod(name, f"{script}; sync; cat /many-*/file", volume=mine[0])
+        made = pod(name, f"{script}; sync; cat /many-*/file; echo all", volume=mine[0])
         made["spec"]["volumes"] = [{"name": one, "persistentVolumeClaim": {"claimName": one}} for one in mine]
         made["spec"]["containers"][0]["volumeMounts"] = [{"name": one, "mountPath": f"/{one}"} for one in mine]
         kubernetes.create(made)
     for number, name in enumerate(pods):
         kubernetes.wait_pod(name, seconds=180)
-        kubernetes.wait_log(name, names[number * 10 + 9])
+        assert kubernetes.wait_log(name, "all").split() == [*sorted(names[number * 10 : number * 10 + 10]), "all"]
     say(f"30 volumes in use after {seconds(began)}")
     began = time.monotonic()
     empty(kubernetes)

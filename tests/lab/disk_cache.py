@@ -2,7 +2,6 @@
 
 import fcntl
 import hashlib
-import os
 import subprocess
 import sys
 import time
@@ -31,6 +30,8 @@ def get_filled_disk(kind: str, content: Sequence[str], fill: Callable[[Guest, st
     path = cache / f"disk-{digest.hexdigest()[:16]}.img"
     with (cache / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        for left in cache.glob("disk-*.new"):
+            left.unlink()  # of a run that was killed
         if not path.exists():
             began = time.monotonic()
             print(f"filling the disk of the lab's {kind} nodes, about a minute", file=sys.stderr, flush=True)
@@ -49,6 +50,6 @@ def _make(path: Path, fill: Callable[[Guest, str], None], memory: str) -> None:
         guest.boot()
         fill(guest, disk.device)
         guest.off(60)
-        fresh = path.with_suffix(f".{os.getpid()}")
+        fresh = path.with_suffix(".new")
         subprocess.run(["cp", "--sparse=always", "--", str(disk.image), str(fresh)], check=True)
         fresh.rename(path)

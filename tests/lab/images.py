@@ -27,6 +27,7 @@ _BUSYBOX = (
     "wc",
     "seq",
     "test",
+    "true",
     "grep",
     "stat",
 )

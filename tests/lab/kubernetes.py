@@ -4,7 +4,7 @@ it (`kubectl apply -k`), and what tests ask of them."""
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -72,12 +72,14 @@ class Kubernetes(Api):
         replacement_seconds: int = 60,
         settings: str = "",
         components: Sequence[str] = (),
+        kubelet: Mapping[str, object] | None = None,
     ) -> None:
-        """manager: further arguments of the controller manager. settings: further tables for snode.toml.
+        """kubelet: settings of KubeletConfiguration. manager: further arguments of the controller manager.
 
-        components: of deploy/kubernetes/components.
+        settings: further tables for snode.toml. components: of deploy/kubernetes/components.
         """
         self._components = [DEPLOY.parent / "components" / name for name in components]
+        self._kubelet = dict(kubelet or {})
         self.lab = lab
         image = get_disk()
         disks = (Disk("2G"), Disk("4G"), Disk("1G"), Disk("1G"))
@@ -132,7 +134,7 @@ class Kubernetes(Api):
 
     def start_kubelet(self, guest: Guest) -> None:
         """Start kubelet, again if it was ended."""
-        self.daemons[guest.name, "kubelet"] = kubernetes_node.start_kubelet(guest, self.control)
+        self.daemons[guest.name, "kubelet"] = kubernetes_node.start_kubelet(guest, self.control, self._kubelet)
 
     def start_tgtd(self) -> None:
         """Start tgtd on the SNODE, again if it was ended."""

@@ -1,6 +1,7 @@
 """Makes a guest into a node of Kubernetes: containerd, kubelet, and a network for its pods."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from tests.tools.build import tool_path
@@ -60,15 +61,18 @@ def stop_containerd(guest: Guest, containerd: Command) -> None:
     guest.sh("umount /var/lib/containerd")
 
 
-def start_kubelet(guest: Guest, control: ControlPlane) -> Command:
-    """Start kubelet; the node registers itself with the control plane. /var/lib/kubelet must be on a real disk."""
+def start_kubelet(guest: Guest, control: ControlPlane, settings: Mapping[str, object]) -> Command:
+    """Start kubelet; the node registers itself with the control plane. /var/lib/kubelet must be on a real disk.
+
+    settings: of KubeletConfiguration, beside those that the lab needs.
+    """
     network = {
         "cniVersion": "1.0.0",
         "name": "lab",
         "plugins": [{"type": "ptp", "ipam": {"type": "host-local", "subnet": f"10.97.{guest.number}.0/24"}}],
     }
     guest.write("/etc/cni/net.d/10-lab.conflist", json.dumps(network))
-    guest.write("/etc/kubernetes/kubelet.json", json.dumps(_kubelet_config()))
+    guest.write("/etc/kubernetes/kubelet.json", json.dumps({**_kubelet_config(), **settings}))
     guest.write("/etc/kubernetes/kubeconfig", json.dumps(control.kubeconfig(guest.name)), mode=0o600)
     # There is no kube-proxy: the only Service in use is that of the API server, whose address is a real one here.
     guest.sh(f"ip route replace {SERVICES} via {HOST_IP}")
@@ -97,6 +101,4 @@ def _kubelet_config() -> dict[str, object]:
         "localStorageCapacityIsolation": False,
         "evictionHard": {"memory.available": "10Mi", "nodefs.available": "1%", "imagefs.available": "1%"},
         "resolvConf": "",
-        # How soon it sees that a volume has grown; 1 to 1.5 minutes by default.
-        "syncFrequency": "10s",
     }

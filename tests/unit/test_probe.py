@@ -6,7 +6,9 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import ExitStack
 from functools import partial
+from http.client import RemoteDisconnected
 from pathlib import Path
 from urllib.error import HTTPError
 
@@ -17,10 +19,11 @@ from click.testing import CliRunner
 from csi import cli
 from csi.background import Readiness
 from csi.config import load
-from csi.deadline import Deadline
+from csi.deadline import Deadline, wait_until
 from csi.errors import DriverError, Unavailable
-from csi.health import serve_health
+from csi.health import Health, serve_health
 from csi.pb import csi_pb2_grpc
+from csi.rpc import http_pages
 from csi.rpc.endpoint import Endpoint
 from csi.rpc.method import Calls
 from csi.rpc.server import Server
@@ -168,6 +171,54 @@ def test_a_client_that_says_nothing_keeps_nobody_waiting(driver: _Driver, health
         assert _get(f"{health}/livez")[0] == 200
 
 
-def test_an_address_that_is_taken(tmp_path: Path, health: str, address: str) -> None:
-    with pytest.raises(Unavailable, match=f"health {address}: can't listen there: Address already in use"):
-        serve_health(load(None, environment={"SNODE_HEALTH": address}))
+def test_many_clients_that_say_nothing_are_sent_away(driver: _Driver, health: str, address: str) -> None:
+    host, _, port = address.partition(":")
+    with ExitStack() as stack:
+        clients = [stack.enter_context(socket.create_connection((host, int(port)))) for _ in range(12)]
+        clients[-1].settimeout(5)
+        assert clients[-1].recv(1) == b"", "more than eight are served at once"
+    wait_until(lambda: _answers(health), Deadline.after(5), what="answers again")
+
+
+def _answers(health: str) -> bool:
+    try:
+        return _get(f"{health}/livez")[0] == 200
+    except (OSError, RemoteDisconnected):
+        return False
+
+
+def test_a_client_that_says_a_little_at_a_time_is_left(
+    driver: _Driver, health: str, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_pages, "_SECONDS", 0.5)
+    host, _, port = address.partition(":")
+    with socket.create_connection((host, int(port))) as client:
+        client.settimeout(0.1)
+        end = time.monotonic() + 5
+        left = False
+        while not left and time.monotonic() < end:
+            try:
+                client.sendall(b"G")
+                left = client.recv(1) == b""
+            except TimeoutError:
+                continue
+            except OSError:
+                left = True
+        assert left
+
+
+def test_an_address_that_is_taken_is_had_once_it_is_free(driver: _Driver, tmp_path: Path, address: str) -> None:
+    host, _, port = address.partition(":")
+    settings = load(None, environment={"CSI_ENDPOINT": f"unix://{tmp_path}/csi.sock", "SNODE_HEALTH": address})
+    health = Health(settings)
+    with (
+        socket.create_server((host, int(port))),
+        pytest.raises(Unavailable, match=f"health {address}: can't listen there: Address already in use"),
+    ):
+        health.turn(Deadline.after(1))
+    health.turn(Deadline.after(1))
+    health.turn(Deadline.after(1))
+    assert _get(f"http://{address}/livez")[0] == 200
+    assert health.server is not None
+    health.server.shutdown()
+    health.server.server_close()

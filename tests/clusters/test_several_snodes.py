@@ -24,9 +24,9 @@ _FILES = """\
 tools = "host"
 [controller]
 portals = ["192.0.2.10:3260"]
-[pools.files]
+[pools.own]
 type = "files"
-directory = "/var/lib/snode/files"
+directory = "/var/lib/snode/own"
 export = "tgt"
 """
 
@@ -56,7 +56,7 @@ def _values(cluster: Kubernetes) -> dict[str, Any]:
         "sidecars": {name: {"image": image_of(f"csi-{name}")} for name in ("provisioner", "attacher", "resizer")},
         "config": config,
         "snodes": [{}, {"name": "b", "portals": [portal], "config": _FILES}],
-        "storageClasses": [{"name": "of-a", "pool": "thick"}, {"name": "of-b", "pool": "files", "snode": "b"}],
+        "storageClasses": [{"name": "of-a", "pool": "thick"}, {"name": "of-b", "pool": "own", "snode": "b"}],
     }
 
 
@@ -73,6 +73,7 @@ def test_a_node_uses_volumes_of_both(cluster: Kubernetes, say: Say) -> None:
     for name, driver in DRIVERS.items():
         script = f"echo {name} > {objects.DATA}/file; sync; cat {objects.DATA}/file"
         cluster.create(claim(name, claim_spec(f"of-{name}")), pod(name, script, volume=name, node=node))
+        cluster.wait_pod(name)
         cluster.wait_log(name, name)
         assert cluster.volume_of(name).spec.csi.driver == driver
     attachments = cluster.storage.list_volume_attachment().items
@@ -89,7 +90,7 @@ def test_a_node_uses_volumes_of_both(cluster: Kubernetes, say: Say) -> None:
     assert {"of-a", "of-b"} <= classes
     cluster.clear()
     until("nothing is left", lambda: not leftovers(cluster) and not look(cluster.cnodes[0], _TARGETS), 90)
-    assert cluster.cnodes[0].sh("ls /var/lib/snode/files/*.img 2>/dev/null; true").strip() == ""
+    assert cluster.cnodes[0].sh("ls /var/lib/snode/own/*.img 2>/dev/null; true").strip() == ""
 
 
 def _size(cluster: Kubernetes, name: str) -> str:

@@ -2,6 +2,7 @@
 
 import fcntl
 import hashlib
+import os
 import subprocess
 import sys
 import time
@@ -37,8 +38,9 @@ def get_filled_disk(kind: str, content: Sequence[str], fill: Callable[[Guest, st
             print(f"filling the disk of the lab's {kind} nodes, about a minute", file=sys.stderr, flush=True)
             _make(path, fill, memory)
             print(f"filled in {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
-        path.touch()
-        for old in sorted(cache.glob("disk-*.img"), key=lambda disk: disk.stat().st_mtime)[:-_KEPT]:
+        # Not touch(): a guest that boots again refuses a base whose time of change is not that of its first boot.
+        os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
+        for old in sorted(cache.glob("disk-*.img"), key=lambda disk: disk.stat().st_atime)[:-_KEPT]:
             old.unlink()
     return path
 

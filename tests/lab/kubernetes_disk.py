@@ -66,5 +66,5 @@ def _kept(name: str, make: Callable[[Path], None]) -> Path:
     fresh.rename(path)
     for old in CACHE.glob(f"{name}-*.tar"):
         if old != path:
-            old.unlink()
+            old.unlink(missing_ok=True)  # another process does the same
     return path

@@ -104,12 +104,12 @@ def test_a_pod_sees_what_was_asked_for(ways: Kubernetes, name: str, words: str) 
 
 
 def test_the_volumes_of_classes_are_in_their_pools(ways: Kubernetes) -> None:
+    wanted = {"thin": ("thin", "thin"), "raid1": ("raid1", ""), "xfs": ("linear", "")}
+    ids = {name: ways.volume_of(name).spec.csi.volume_handle for name in wanted}
     columns = "lvs --noheadings --separator=: -o lv_name,segtype,pool_lv"
     lines = [line.strip().split(":") for line in ways.snode.sh(columns).splitlines()]
     found = {name: (kind, pool) for name, kind, pool in lines}
-    wanted = {"thin": ("thin", "thin"), "raid1": ("raid1", ""), "xfs": ("linear", "")}
-    for name, where in wanted.items():
-        assert found[ways.volume_of(name).spec.csi.volume_handle] == where
+    assert {name: found[volume_id] for name, volume_id in ids.items()} == wanted
     in_files = ways.volume_of("files").spec.csi.volume_handle
     assert in_files not in found
     assert in_files in ways.snode.sh("ls /var/lib/snode/volumes")
@@ -174,12 +174,13 @@ def test_a_kept_volume_is_read_by_many_nodes_and_then_deleted(kubernetes: Kubern
     for reader, cnode in zip(readers, kubernetes.cnodes, strict=True):
         kubernetes.create(pod(reader, script, volume="again", node=cnode.name, readonly=True))
     for reader in readers:
-        kubernetes.wait_pod(reader)
+        made = kubernetes.wait_pod(reader)
         log = kubernetes.wait_log(reader, " /data ")
         assert " ro," in log
         assert "WRITTEN" not in log
-    for cnode in kubernetes.cnodes:  # and not by the grace of the container's mount alone
-        assert cnode.sh("cat /sys/block/sd*/ro").split() == ["1"]
+        # And not by the grace of the container's mount alone.
+        device = f"findmnt -no SOURCE {volume_path(kubernetes, made, 'again')}"
+        assert kubernetes.node(made.spec.node_name).sh(f"cat /sys/block/$(basename $({device}))/ro") == "1"
     kubernetes.delete("pod", *readers)
     kubernetes.delete("pvc", "again")
     until(

@@ -140,7 +140,7 @@ def create_to_be_taken(ground: SnodeGround) -> None:
 def take_over(ground: SnodeGround) -> None:
     """Publish to another node, the holder being silent."""
     snode = ground.snode
-    snode.export.idle_seconds = lambda publication: (  # type: ignore[method-assign]
+    snode.export.idle_seconds = lambda publication: (  # type: ignore[method-assign]  # the test says how long a node is silent
         60.0 if publication.node.name == snode.node.name else 0.0
     )
     snode.publish(VOLUME, snode.other)

@@ -76,7 +76,7 @@ class Silent(Snode):
     def __init__(self, folder: Path, tgtd: FakeTgtd) -> None:
         super().__init__(folder, tgtd)
         self.idle: dict[str, float | None] = {}
-        self.export.idle_seconds = self._idle  # type: ignore[method-assign]
+        self.export.idle_seconds = self._idle  # type: ignore[method-assign]  # the test says how long a node is silent
 
     def _idle(self, publication: Publication) -> float | None:
         return self.idle.get(publication.node.name)
@@ -141,7 +141,7 @@ def test_one_live_session_of_a_node_is_enough(snode: Silent) -> None:
     other_id = snode.make("b").volume_id
     snode.publish(other_id)
     idle = {volume_id: 20.0, other_id: 2.0}
-    snode.export.idle_seconds = lambda publication: idle[publication.volume_id]  # type: ignore[method-assign]
+    snode.export.idle_seconds = lambda publication: idle[publication.volume_id]  # type: ignore[method-assign]  # the test says how long a node is silent
     with pytest.raises(InUse, match="heard of 2 s ago"):
         snode.publish(volume_id, snode.other)
 
